@@ -1,0 +1,112 @@
+"""Cache rows as codes, scales and biases: affine quantization by groups along the channels."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from mlxtx.errors import MlxtxError
+
+BITS = (2, 3, 4, 5, 6, 8)
+GROUP_SIZES = (32, 64, 128)
+
+
+class QuantizedRows(NamedTuple):
+    """Rows of a cache as ``mx.quantize`` lays them out; ``dim`` is the width before padding."""
+
+    codes: mx.array  # [..., P * bits / 32] uint32, P = dim rounded up to whole groups
+    scales: mx.array  # [..., P / group_size]
+    biases: mx.array  # [..., P / group_size]
+    bits: int
+    group_size: int
+    dim: int
+    rotated: bool = False  # rows went through rotate_rows before quantization
+
+    @property
+    def padded_dim(self) -> int:
+        """Channels as stored, whole groups of them."""
+        return self.scales.shape[-1] * self.group_size
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """The dtype the rows come back in."""
+        return self.scales.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the rows these codes stand for."""
+        return (*self.codes.shape[:-1], self.dim)
+
+    @property
+    def nbytes(self) -> int:
+        return self.codes.nbytes + self.scales.nbytes + self.biases.nbytes
+
+    def rows(self, start: int, stop: int) -> QuantizedRows:
+        """Rows start to stop (the second axis from the end)."""
+        part = (slice(None),) * (self.codes.ndim - 2) + (slice(start, stop),)
+        return self._replace(
+            codes=self.codes[part], scales=self.scales[part], biases=self.biases[part]
+        )
+
+
+def kv_quantize(
+    rows: mx.array, *, bits: int, group_size: int, rotate: bool = False
+) -> QuantizedRows:
+    """Quantize rows ``[..., D]`` (two axes or more) by groups of ``group_size`` channels.
+
+    D is padded with zeros to whole groups, so head dims 80 and 96 work with any group size. With
+    ``rotate`` each row is turned by an orthonormal Hadamard matrix first, which spreads outliers
+    over the channels; attention turns the queries the same way and its result back.
+    """
+    check_format(bits, group_size)
+    return kv_quantize_reference(rows, bits=bits, group_size=group_size, rotate=rotate)
+
+
+def kv_quantize_reference(
+    rows: mx.array, *, bits: int, group_size: int, rotate: bool = False
+) -> QuantizedRows:
+    """``kv_quantize`` by ``mx.quantize``."""
+    dim = rows.shape[-1]
+    if rotate:
+        rows = rotate_rows(rows)
+    padding = -dim % group_size
+    if padding:
+        rows = mx.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, padding)])
+    codes, scales, biases = mx.quantize(rows, group_size=group_size, bits=bits)
+    return QuantizedRows(codes, scales, biases, bits, group_size, dim, rotate)
+
+
+def kv_dequantize(quantized: QuantizedRows, dtype: mx.Dtype | None = None) -> mx.array:
+    """The rows ``[..., D]`` the codes stand for, turned back if they were rotated."""
+    rows = mx.dequantize(
+        quantized.codes,
+        quantized.scales.astype(dtype) if dtype else quantized.scales,
+        quantized.biases.astype(dtype) if dtype else quantized.biases,
+        group_size=quantized.group_size,
+        bits=quantized.bits,
+    )[..., : quantized.dim]
+    return rotate_rows(rows) if quantized.rotated else rows
+
+
+def rotation_block(dim: int) -> int:
+    """Channels that one Hadamard block mixes: the largest power of two that divides ``dim``."""
+    return dim & -dim
+
+
+def rotate_rows(rows: mx.array) -> mx.array:
+    """Rows ``[..., D]`` times a block-diagonal orthonormal Hadamard matrix, its own inverse."""
+    dim = rows.shape[-1]
+    block = rotation_block(dim)
+    if block == 1:
+        return rows
+    blocks = rows.reshape(*rows.shape[:-1], dim // block, block)
+    return mx.hadamard_transform(blocks, scale=block**-0.5).reshape(rows.shape)
+
+
+def check_format(bits: int, group_size: int) -> None:
+    """Raise if the cache cannot be quantized to these bits and groups."""
+    if bits not in BITS:
+        raise MlxtxError(f"a quantized cache has {', '.join(map(str, BITS))} bits, not {bits}")
+    if group_size not in GROUP_SIZES:
+        raise MlxtxError(f"a quantized cache has groups of 32, 64 or 128, not {group_size}")
