@@ -1,0 +1,77 @@
+"""The decoder block: attention and a feed-forward, each behind a norm, around a residual stream.
+
+Every placement the field uses is here, as data in ``BlockConfig``:
+
+    pre         x = x + attention(norm(x))
+    sandwich    x = x + norm(attention(norm(x)))
+    output      x = x + norm(attention(x))
+    post        x = norm(x + attention(x))
+    parallel    x = x + attention(norm(x)) + feed_forward(norm(x))
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlxtx.cache import LayerCache, Step
+from mlxtx.decoder.attention import Attention
+from mlxtx.decoder.config import AttentionConfig, BlockConfig, ExpertsConfig, NormConfig
+from mlxtx.decoder.experts import Experts
+from mlxtx.decoder.feed_forward import FeedForward
+from mlxtx.decoder.latent_attention import LatentAttention
+from mlxtx.decoder.norm import Norm
+
+
+class Block(nn.Module):
+    """One layer of a decoder. The names of its parts are those of Llama's checkpoints."""
+
+    def __init__(self, width: int, config: BlockConfig):
+        super().__init__()
+        self._config = config
+
+        if isinstance(config.attention, AttentionConfig):
+            self.self_attn = Attention(width, config.attention)
+        else:
+            self.self_attn = LatentAttention(width, config.attention)
+
+        if isinstance(config.feed_forward, ExpertsConfig):
+            self.mlp = Experts(width, config.feed_forward)
+        else:
+            self.mlp = FeedForward(width, config.feed_forward)
+
+        def norm(which: NormConfig | None) -> nn.Module:
+            return Norm(width, which) if which else nn.Identity()
+
+        self.input_layernorm = norm(config.attention_norm)
+        self.attention_output_layernorm = norm(config.attention_output_norm)
+        self.post_attention_layernorm = norm(config.feed_forward_norm)
+        self.feed_forward_output_layernorm = norm(config.feed_forward_output_norm)
+
+    def __call__(self, x: mx.array, cache: LayerCache, step: Step) -> mx.array:
+        """x [B, T, D] -> [B, T, D]; the cache takes this step's keys and values."""
+        if self._config.form == "parallel":
+            return self._parallel(x, cache, step)
+        if self._config.norm_after_add:
+            return self._post(x, cache, step)
+
+        h = self.self_attn(self.input_layernorm(x), cache, step)
+        x = self._add(x, self.attention_output_layernorm(h))
+
+        h = self.mlp(self.post_attention_layernorm(x))
+        return self._add(x, self.feed_forward_output_layernorm(h))
+
+    def _parallel(self, x: mx.array, cache: LayerCache, step: Step) -> mx.array:
+        normed = self.input_layernorm(x)
+        attention = self.self_attn(normed, cache, step)
+        own_norm = self._config.feed_forward_norm is not None
+        feed_forward = self.mlp(self.post_attention_layernorm(x) if own_norm else normed)
+        return self._add(x, attention + feed_forward)
+
+    def _post(self, x: mx.array, cache: LayerCache, step: Step) -> mx.array:
+        x = self.input_layernorm(self._add(x, self.self_attn(x, cache, step)))
+        return self.post_attention_layernorm(self._add(x, self.mlp(x)))
+
+    def _add(self, x: mx.array, branch: mx.array) -> mx.array:
+        multiplier = self._config.residual_multiplier
+        return x + (branch if multiplier == 1.0 else branch * multiplier)

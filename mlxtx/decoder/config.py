@@ -1,0 +1,361 @@
+"""A decoder described as data: frozen dataclasses in the field's words, checked when made.
+
+``DecoderConfig.blocks`` holds one entry a layer, so that alternating windows, layers without
+RoPE and dense-first mixtures of experts are simply different entries. A family
+(``mlxtx/families``) turns a ``config.json`` into this; the block (``block.py``) turns this into
+arithmetic. Sizes are in channels, heads or tokens as the name says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+ACTIVATIONS = (
+    "silu",
+    "gelu",
+    "gelu_tanh",
+    "gelu_quick",
+    "relu",
+    "relu2",
+    "xielu",
+    "sigmoid",
+    "tanh",
+)
+
+
+class ConfigError(ValueError):
+    """A decoder that cannot exist: the message names the field and its value."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _positive(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        _require(
+            value is None or value > 0, f"{type(owner).__name__}.{name} must be above 0, not {value!r}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormConfig:
+    """RMSNorm or LayerNorm. The result is multiplied by ``offset + weight`` (offset 1: zero-centred)."""
+
+    kind: Literal["rms", "layer"] = "rms"
+    eps: float = 1e-6
+    weight: bool = True
+    bias: bool = False
+    offset: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(self.kind in ("rms", "layer"), f"NormConfig.kind is unknown: {self.kind!r}")
+        _require(self.eps >= 0, f"NormConfig.eps must not be negative: {self.eps!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadNormConfig:
+    """A norm of queries or keys: over each head's channels with one weight for all heads ("head"),
+    a weight for each head ("each_head"), or over all heads' channels together ("width")."""
+
+    norm: NormConfig
+    over: Literal["head", "each_head", "width"] = "head"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """How RoPE frequencies are stretched beyond the trained context. ``kind`` decides which fields count.
+
+    linear (factor), dynamic (factor, context), llama3 (factor, low/high_frequency_factor,
+    original_context), yarn (factor, beta_*, truncate, attention_factor, original_context),
+    longrope (short/long_factors, attention_factor, original_context), proportional (factor).
+    """
+
+    kind: Literal["linear", "dynamic", "llama3", "yarn", "longrope", "proportional"]
+    factor: float = 1.0
+    original_context: int = 0
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float = 1.0
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
+
+    @property
+    def depends_on_length(self) -> bool:
+        return self.kind in ("dynamic", "longrope")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeConfig:
+    """Rotary position embedding (Su et al. 2021) of the first ``dims`` channels of each head.
+
+    ``interleaved`` rotates neighbouring pairs (0, 1), (2, 3) ...; otherwise channel i goes with
+    i + dims/2. ``tail`` rotates the last ``dims`` channels instead of the first.
+    """
+
+    dims: int
+    base: float = 10000.0
+    interleaved: bool = False
+    scaling: RopeScaling | None = None
+    tail: bool = False
+
+    def __post_init__(self) -> None:
+        _require(
+            self.dims > 0 and self.dims % 2 == 0, f"RopeConfig.dims must be even: {self.dims!r}"
+        )
+        scaling = self.scaling
+        if scaling and scaling.kind == "longrope":
+            for name in ("short_factors", "long_factors"):
+                count = len(getattr(scaling, name))
+                _require(
+                    count == self.dims // 2,
+                    f"RopeScaling.{name} has {count} entries for {self.dims // 2} frequencies",
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemperatureConfig:
+    """Queries grow with their position: 1 + beta log(1 + floor((position + shift) / floor))
+    (Llama 4, Ministral 3)."""
+
+    beta: float
+    floor: float
+    shift: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig:
+    """Softmax attention: multi-head, multi-query and grouped-query, over keys and values of their own."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float | None = None  # None: head_dim ** -0.5
+    qkv_bias: bool = False
+    output_bias: bool = False
+    clip_qkv: float | None = None
+    rope: RopeConfig | None = None
+    alibi: tuple[float, ...] = ()  # one slope a head
+    q_norm: HeadNormConfig | None = None
+    k_norm: HeadNormConfig | None = None
+    v_norm: HeadNormConfig | None = None
+    norm_after_rope: bool = False
+    window: int | None = None  # a token sees itself and window - 1 before it
+    chunk: int | None = None  # a token sees only its own chunk of this many
+    stride: int | None = None  # with a window: beyond it, only every stride-th token
+    global_tokens: int = 0  # with a window: the first tokens stay visible
+    softcap: float | None = None
+    sinks: bool = False  # one learned logit a head that takes part in the softmax alone
+    temperature: TemperatureConfig | None = None
+    gate: bool = False  # the output is multiplied by sigmoid(gate_proj(x))
+    shares_cache_of: int | None = None  # keys and values of that earlier layer
+    value_is_key: bool = False  # values are the keys before their norm
+
+    def __post_init__(self) -> None:
+        _positive(self, "heads", "kv_heads", "head_dim", "window", "chunk", "stride", "clip_qkv")
+        _require(
+            self.heads % self.kv_heads == 0,
+            f"AttentionConfig.kv_heads must divide heads: {self.kv_heads} does not divide {self.heads}",
+        )
+        _require(
+            self.rope is None or self.rope.dims <= self.head_dim,
+            f"RopeConfig.dims {self.rope and self.rope.dims} is larger than head_dim {self.head_dim}",
+        )
+        _require(
+            not self.alibi or len(self.alibi) == self.heads,
+            f"AttentionConfig.alibi has {len(self.alibi)} slopes for {self.heads} heads",
+        )
+
+    @property
+    def value_dim(self) -> int:
+        return self.head_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentAttentionConfig:
+    """Multi-head latent attention (DeepSeek-V2): the cache holds one latent row a token.
+
+    A row is ``kv_rank`` normalised latent channels and ``rope_dim`` rotated key channels,
+    shared by all heads.
+    """
+
+    heads: int
+    kv_rank: int
+    nope_dim: int
+    rope_dim: int
+    value_dim: int
+    rope: RopeConfig
+    q_rank: int | None = None
+    scale: float | None = None  # None: (nope_dim + rope_dim) ** -0.5
+    bias: bool = False
+    norm: NormConfig = field(default_factory=NormConfig)
+    q_multiplier: float = 1.0
+    latent_multiplier: float = 1.0
+    window: int | None = None
+    softcap: float | None = None
+    sinks: bool = False
+    temperature: TemperatureConfig | None = None
+
+    def __post_init__(self) -> None:
+        _positive(self, "heads", "kv_rank", "nope_dim", "rope_dim", "value_dim", "q_rank", "window")
+        _require(
+            self.rope.dims == self.rope_dim,
+            f"RopeConfig.dims {self.rope.dims} is not LatentAttentionConfig.rope_dim {self.rope_dim}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeedForwardConfig:
+    """down(act(gate(x)) * up(x)) when gated, down(act(up(x))) otherwise."""
+
+    width: int
+    activation: str = "silu"
+    gated: bool = True
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        _positive(self, "width")
+        _require(
+            self.activation in ACTIVATIONS,
+            f"FeedForwardConfig.activation is unknown: {self.activation!r} (known: {', '.join(ACTIVATIONS)})",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterConfig:
+    """How each token chooses its experts.
+
+    ``scores``: "softmax" over all experts, "sigmoid" of each, "softmax_chosen" over the chosen
+    logits only, "sigmoid_chosen" of those, or "sparsemixer" (Phi-3.5-MoE). ``correction_bias``
+    is added for choosing only. With groups, only experts of the ``chosen_groups`` best groups
+    can be chosen, ranked by their best score or, with ``group_score="top2"``, the sum of two.
+    """
+
+    scores: Literal["softmax", "sigmoid", "softmax_chosen", "sigmoid_chosen", "sparsemixer"] = "softmax"
+    normalize: bool = False
+    normalize_eps: float = 0.0
+    scaling: float = 1.0
+    bias: bool = False
+    correction_bias: bool = False
+    groups: int = 1
+    chosen_groups: int = 1
+    group_score: Literal["max", "top2"] = "max"
+    jitter: float = 0.0  # sparsemixer's threshold
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertsConfig:
+    """A mixture of experts: each token runs through ``per_token`` of ``count`` feed-forwards."""
+
+    count: int
+    per_token: int
+    expert: FeedForwardConfig
+    router: RouterConfig = field(default_factory=RouterConfig)
+    shared: FeedForwardConfig | None = None
+    shared_gate: bool = False  # the shared expert is multiplied by sigmoid(shared_expert_gate(x))
+    scale_input: bool = False  # scores multiply the expert's input, not its output (Llama 4)
+    clip: float | None = None  # clipped SwiGLU (gpt-oss): (up + 1) * gate * sigmoid(alpha gate)
+    clip_alpha: float = 1.702
+
+    def __post_init__(self) -> None:
+        _positive(self, "count", "per_token")
+        _require(
+            self.per_token <= self.count,
+            f"ExpertsConfig.per_token {self.per_token} is above count {self.count}",
+        )
+        router = self.router
+        _require(
+            self.count % router.groups == 0,
+            f"RouterConfig.groups {router.groups} does not divide {self.count} experts",
+        )
+        _require(
+            router.chosen_groups <= router.groups,
+            f"RouterConfig.chosen_groups {router.chosen_groups} is above groups {router.groups}",
+        )
+        _require(
+            self.per_token <= self.count // router.groups * router.chosen_groups,
+            f"ExpertsConfig.per_token {self.per_token} is more than the chosen groups hold",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockConfig:
+    """One layer. ``form`` says how the branches meet the residual stream:
+
+    sequential  x = x + attention(norm(x)); x = x + feed_forward(norm(x))
+    parallel    x = x + attention(norm(x)) + feed_forward(norm(x))  (one norm when feed_forward_norm is None)
+
+    ``*_output_norm`` normalises a branch before it is added (sandwich); ``norm_after_add`` moves
+    the two norms behind the additions (the original post-norm Transformer).
+    """
+
+    attention: AttentionConfig | LatentAttentionConfig
+    feed_forward: FeedForwardConfig | ExpertsConfig
+    form: Literal["sequential", "parallel"] = "sequential"
+    attention_norm: NormConfig | None = field(default_factory=NormConfig)
+    attention_output_norm: NormConfig | None = None
+    feed_forward_norm: NormConfig | None = field(default_factory=NormConfig)
+    feed_forward_output_norm: NormConfig | None = None
+    norm_after_add: bool = False
+    residual_multiplier: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(
+            self.form in ("sequential", "parallel"), f"BlockConfig.form is unknown: {self.form!r}"
+        )
+        _require(
+            not (self.norm_after_add and self.form == "parallel"),
+            "BlockConfig.norm_after_add needs form 'sequential'",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingConfig:
+    """Token embeddings, and learned or sinusoidal positions added to them."""
+
+    multiplier: float = 1.0
+    width: int | None = None  # embeddings of another width, projected in and out (OPT-350m)
+    norm: NormConfig | None = None
+    positions: int = 0  # rows of a learned table
+    position_offset: int = 0  # OPT looks up position + 2
+    sinusoidal: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """From hidden states to logits."""
+
+    tied: bool = False
+    bias: bool = False
+    multiplier: float = 1.0
+    softcap: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """A whole decoder. ``context`` is the longest sequence it was made for, in tokens."""
+
+    vocabulary: int
+    width: int
+    blocks: tuple[BlockConfig, ...]
+    context: int
+    embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
+    final_norm: NormConfig | None = field(default_factory=NormConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    prediction_heads: tuple[BlockConfig, ...] = ()  # multi-token prediction (DeepSeek-V3)
+
+    def __post_init__(self) -> None:
+        _positive(self, "vocabulary", "width", "context")
+        _require(len(self.blocks) > 0, "DecoderConfig.blocks is empty")
+        for index, block in enumerate(self.blocks):
+            source = getattr(block.attention, "shares_cache_of", None)
+            _require(
+                source is None or 0 <= source < index,
+                f"DecoderConfig.blocks[{index}] shares the cache of layer {source}, which is not before it",
+            )

@@ -1,0 +1,164 @@
+"""The whole decoder: embeddings, blocks, final norm and head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlxtx.cache import ModelCache, Step, Uncached, make_cache
+from mlxtx.decoder.block import Block
+from mlxtx.decoder.config import DecoderConfig, EmbeddingConfig
+from mlxtx.decoder.norm import Norm
+from mlxtx.decoder.positions import sinusoidal_table
+
+
+class Decoder(nn.Module):
+    """Tokens to hidden states."""
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        embedding = config.embedding
+        inner = embedding.width or config.width
+        self._embedding = embedding
+        self.embed_tokens = nn.Embedding(config.vocabulary, inner)
+        if embedding.width and embedding.width != config.width:
+            self.project_in = nn.Linear(inner, config.width, bias=False)
+            self.project_out = nn.Linear(config.width, inner, bias=False)
+        if embedding.positions and not embedding.sinusoidal:
+            self.embed_positions = nn.Embedding(embedding.positions, config.width)
+        if embedding.norm:
+            self.embed_norm = Norm(config.width, embedding.norm)
+        self.layers = [Block(config.width, block) for block in config.blocks]
+        self.norm = Norm(config.width, config.final_norm) if config.final_norm else nn.Identity()
+
+    def embed(self, tokens: mx.array, step: Step) -> mx.array:  # [B, T] -> [B, T, D]
+        embedding: EmbeddingConfig = self._embedding
+        x = self.embed_tokens(tokens)
+        if "project_in" in self:
+            x = self.project_in(x)
+        if embedding.multiplier != 1.0:
+            x = x * mx.array(embedding.multiplier, dtype=x.dtype)
+        if embedding.positions:
+            rows = mx.maximum(step.query_positions, 0) + embedding.position_offset
+            if embedding.sinusoidal:
+                x = x + sinusoidal_table(embedding.positions, x.shape[-1])[rows].astype(x.dtype)
+            else:
+                x = x + self.embed_positions(rows)
+        return self.embed_norm(x) if embedding.norm else x
+
+    def __call__(self, tokens: mx.array, caches: Sequence, step: Step, last: int | None):
+        x = self.embed(tokens, step)
+        for layer, cache in zip(self.layers, caches, strict=True):
+            x = layer(x, cache, step)
+        x = self.norm(x if last is None else x[:, -last:])
+        return self.project_out(x) if "project_out" in self else x
+
+
+class DecoderModel(nn.Module):
+    """A decoder with its language-model head: tokens [B, T] -> logits [B, T, V]."""
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self._config = config
+        self.model = Decoder(config)
+        if not config.head.tied:
+            inner = config.embedding.width or config.width
+            self.lm_head = nn.Linear(inner, config.vocabulary, bias=config.head.bias)
+
+    @property
+    def config(self) -> DecoderConfig:
+        return self._config
+
+    @property
+    def layers(self) -> list[Block]:
+        return self.model.layers
+
+    def __call__(
+        self,
+        tokens: mx.array,
+        cache: ModelCache | None = None,
+        *,
+        left_padding: Sequence[int] | None = None,
+        length: int | None = None,
+        segments: mx.array | None = None,
+        positions: mx.array | None = None,
+        last: int | None = None,
+    ) -> mx.array:
+        """Logits [B, T, V] of tokens [B, T]; with ``last`` only of the newest positions.
+
+        ``cache`` takes the tokens behind what it holds. ``left_padding`` is how many tokens at
+        the start of each row are padding (told once, with the first tokens or when the cache is
+        made). ``length`` is how many tokens a prompt fed in chunks will have in the end, which
+        dynamic and LongRoPE scalings depend on. ``segments`` [B, T] numbers the samples packed
+        into a row, ``positions`` [B, T] gives each token's position in its sample.
+        """
+        hidden = self.hidden(
+            tokens,
+            cache,
+            left_padding=left_padding,
+            length=length,
+            segments=segments,
+            positions=positions,
+            last=last,
+        )
+        return self.head(hidden)
+
+    def hidden(
+        self,
+        tokens: mx.array,
+        cache: ModelCache | None = None,
+        *,
+        left_padding: Sequence[int] | None = None,
+        length: int | None = None,
+        segments: mx.array | None = None,
+        positions: mx.array | None = None,
+        last: int | None = None,
+    ) -> mx.array:
+        """Hidden states [B, T, D] behind the final norm; ``head`` makes logits of them."""
+        count = tokens.shape[1]
+        offset = 0
+        if cache is not None:
+            offset = cache.offset
+            if left_padding is not None:
+                cache.set_left_padding(left_padding)
+            left_padding = cache.left_padding
+        step = Step(
+            count,
+            offset,
+            left_padding=left_padding,
+            length=length,
+            positions=positions,
+            segments=segments,
+        )
+        x = self.model(tokens, self._uncached() if cache is None else cache, step, last)
+        if cache is not None:
+            cache.offset += count
+        return x
+
+    def _uncached(self) -> list[Uncached]:
+        caches: list[Uncached] = []
+        for block in self._config.blocks:
+            source = getattr(block.attention, "shares_cache_of", None)
+            caches.append(Uncached() if source is None else caches[source])
+        return caches
+
+    def head(self, hidden: mx.array) -> mx.array:  # [B, T, D] -> [B, T, V]
+        config = self._config.head
+        if config.tied:
+            logits = self.model.embed_tokens.as_linear(hidden)
+        else:
+            logits = self.lm_head(hidden)
+        if config.multiplier != 1.0:
+            logits = logits * config.multiplier
+        if config.softcap is not None:
+            logits = config.softcap * mx.tanh(logits / config.softcap)
+        return logits
+
+    def make_cache(
+        self, kv: str | None = None, *, left_padding: Sequence[int] | None = None
+    ) -> ModelCache:
+        """An empty cache for one batch. ``kv`` names how rows are kept, "k8v4g64" for instance;
+        None keeps them as they are."""
+        return make_cache(self._config, kv, left_padding=left_padding)

@@ -1,0 +1,189 @@
+"""Rotary position embedding with every scaling, ALiBi slopes and sinusoidal tables."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import mlx.core as mx
+import numpy as np
+
+from mlxtx.cache.step import Step
+from mlxtx.decoder.config import RopeConfig, RopeScaling, TemperatureConfig
+
+
+class Rotary:
+    """RoPE of queries and keys at a step's positions (Su et al. 2021, https://arxiv.org/abs/2104.09864)."""
+
+    def __init__(self, config: RopeConfig):
+        self.config = config
+
+    def __call__(self, x: mx.array, step: Step) -> mx.array:  # [B, H, T, D] -> the same
+        dims, tail = self.config.dims, self.config.tail
+        amplitude = self.config.scaling.attention_factor if self.config.scaling else 1.0
+        if tail or (amplitude != 1.0 and dims < x.shape[-1]):
+            # Only the rotated channels are scaled, so they are taken out and put back.
+            cut = x.shape[-1] - dims if tail else dims
+            first, last = x[..., :cut], x[..., cut:]
+            if tail:
+                return mx.concatenate([first, self._rotate(amplitude, last, step)], axis=-1)
+            return mx.concatenate([self._rotate(amplitude, first, step), last], axis=-1)
+        return self._rotate(amplitude, x, step)
+
+    def _rotate(self, amplitude: float, x: mx.array, step: Step) -> mx.array:
+        if amplitude != 1.0:
+            x = x * amplitude
+        wavelengths = step.memo(("rope", self.config), lambda: self._wavelengths(step))
+        if step.positions is not None or wavelengths.ndim > 1:
+            return rotate(x, wavelengths, step.query_positions, self.config)
+        return mx.fast.rope(
+            x,
+            self.config.dims,
+            traditional=self.config.interleaved,
+            base=None,
+            scale=1.0,
+            offset=step.first_position,
+            freqs=wavelengths,
+        )
+
+    def _wavelengths(self, step: Step) -> mx.array:
+        """Positions are divided by these, [dims/2]; [B, dims/2] when rows of other lengths differ."""
+        scaling = self.config.scaling
+        if scaling is None or not scaling.depends_on_length:
+            return mx.array(wavelengths(self.config))
+        tables = [wavelengths(self.config, length) for length in step.row_lengths]
+        if all(table is tables[0] for table in tables):
+            return mx.array(tables[0])
+        return mx.array(np.stack(tables))
+
+
+def rotate(
+    x: mx.array, wavelengths: mx.array, positions: mx.array, config: RopeConfig
+) -> mx.array:
+    """RoPE in plain operations, for rows with positions or frequencies of their own.
+
+    x [B, H, T, D], wavelengths [dims/2] or [B, dims/2], positions [1|B, T].
+    """
+    table = wavelengths if wavelengths.ndim > 1 else wavelengths[None]
+    angles = positions[:, None, :, None].astype(mx.float32) / table[:, None, None, :]
+    cos, sin = mx.cos(angles), mx.sin(angles)  # [1|B, 1, T, dims/2]
+    half = config.dims // 2
+    rotated = x[..., : config.dims].astype(mx.float32)
+    if config.interleaved:
+        pairs = rotated.reshape(*rotated.shape[:-1], half, 2)
+        a, b = pairs[..., 0], pairs[..., 1]
+        turned = mx.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(rotated.shape)
+    else:
+        a, b = rotated[..., :half], rotated[..., half:]
+        turned = mx.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    turned = turned.astype(x.dtype)
+    if config.dims == x.shape[-1]:
+        return turned
+    return mx.concatenate([turned, x[..., config.dims :]], axis=-1)
+
+
+def wavelengths(config: RopeConfig, length: int = 0) -> np.ndarray:
+    """What each position is divided by, float32 [dims/2] (2 pi times it is the wavelength).
+
+    ``length`` is the number of tokens in the row, for scalings that follow it.
+    """
+    scaling = config.scaling
+    if scaling is not None and scaling.kind == "dynamic":
+        length = max(length, scaling.original_context)
+    elif scaling is not None and scaling.kind == "longrope":
+        length = int(length > scaling.original_context)
+    else:
+        length = 0
+    return _table(config, length)
+
+
+@lru_cache(maxsize=256)
+def _table(config: RopeConfig, length: int) -> np.ndarray:
+    scaling, dims, base = config.scaling, config.dims, config.base
+    exponents = np.arange(0, dims, 2, dtype=np.float64) / dims
+    if scaling is None:
+        table = base**exponents
+    elif scaling.kind == "linear":
+        table = base**exponents * scaling.factor
+    elif scaling.kind == "dynamic":
+        # NTK-aware: the base grows with the length beyond the trained context.
+        stretch = scaling.factor * length / scaling.original_context - (scaling.factor - 1)
+        table = (base * stretch ** (dims / (dims - 2))) ** exponents
+    elif scaling.kind == "longrope":
+        factors = scaling.long_factors if length else scaling.short_factors
+        table = base**exponents * np.array(factors, dtype=np.float64)
+    elif scaling.kind == "llama3":
+        table = _llama3(base**exponents, scaling)
+    elif scaling.kind == "yarn":
+        table = _yarn(base, exponents, dims, scaling)
+    else:  # proportional: the caller says how many channels turn; the rest stand still
+        rotated = round(scaling.low_frequency_factor * dims / 2)
+        table = base**exponents * scaling.factor
+        table[rotated:] = np.inf
+    return table.astype(np.float32)
+
+
+def _llama3(table: np.ndarray, scaling: RopeScaling) -> np.ndarray:
+    """Llama 3.1: long wavelengths are stretched, short ones kept, those between blended."""
+    rotations = scaling.original_context / (2 * math.pi * table)
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    blend = np.clip((rotations - low) / (high - low), 0, 1)
+    return 1 / ((1 - blend) / (table * scaling.factor) + blend / table)
+
+
+def _yarn(base: float, exponents: np.ndarray, dims: int, scaling: RopeScaling) -> np.ndarray:
+    """YaRN (Peng et al. 2023, https://arxiv.org/abs/2309.00071), section 3.2."""
+
+    def channel(rotations: float) -> float:
+        turns = scaling.original_context / (rotations * 2 * math.pi)
+        return dims * math.log(turns) / (2 * math.log(base))
+
+    low, high = channel(scaling.beta_fast), channel(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dims - 1)
+    high = high + 0.001 if high == low else high
+    ramp = np.clip((np.arange(dims // 2) - low) / (high - low), 0, 1)
+    table = base**exponents
+    return 1 / (ramp / (scaling.factor * table) + (1 - ramp) / table)
+
+
+def yarn_amplitude(factor: float, multiplier: float = 1.0) -> float:
+    """How much YaRN scales queries and keys: 0.1 multiplier ln(factor) + 1."""
+    return 1.0 if factor <= 1 else 0.1 * multiplier * math.log(factor) + 1.0
+
+
+def longrope_amplitude(factor: float, original_context: int) -> float:
+    """How much LongRoPE scales queries and keys (Ding et al. 2024)."""
+    if factor <= 1:
+        return 1.0
+    return math.sqrt(1 + math.log(factor) / math.log(original_context))
+
+
+def alibi_slopes(heads: int, max_bias: float = 8.0) -> tuple[float, ...]:
+    """ALiBi's slopes (Press et al. 2022); head counts between powers of two take every other
+    slope of the next power, as the authors do."""
+    power = 2 ** math.floor(math.log2(heads))
+    slopes = [2 ** (-max_bias * (i + 1) / power) for i in range(power)]
+    extra = [2 ** (-max_bias * (i + 1) / (2 * power)) for i in range(0, 2 * power, 2)]
+    return tuple(slopes + extra[: heads - power])
+
+
+def query_temperature(config: TemperatureConfig, step: Step, dtype: mx.Dtype) -> mx.array:
+    """The factor of each query by its position, [1|B, 1, T, 1]."""
+
+    def make() -> mx.array:
+        positions = mx.maximum(step.query_positions, 0).astype(mx.float32)
+        grown = mx.floor((positions + config.shift) / config.floor)
+        return (1 + config.beta * mx.log1p(grown))[:, None, :, None]
+
+    return step.memo(("temperature", config), make).astype(dtype)
+
+
+def sinusoidal_table(rows: int, width: int) -> mx.array:
+    """Sines in the first half of the channels, cosines in the second, [rows, width]
+    (Vaswani et al. 2017, in the layout of tensor2tensor)."""
+    half = width // 2
+    rates = np.exp(-math.log(10000.0) / (half - 1) * np.arange(half))
+    angles = np.arange(rows)[:, None] * rates[None]
+    return mx.array(np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32))
