@@ -115,7 +115,12 @@ def attention(
         if bias is not None:
             mask = merge_bias(bias, mask, q.dtype)
         return mx.fast.scaled_dot_product_attention(
-            q, k, v, scale=spec.scale, mask=mask, sinks=None if sinks is None else sinks.astype(q.dtype)
+            q,
+            k,
+            v,
+            scale=spec.scale,
+            mask=mask,
+            sinks=None if sinks is None else sinks.astype(q.dtype),
         )
     return _plain_attention(q, k, v, spec=spec, mask=mask, sinks=sinks, bias=bias)
 

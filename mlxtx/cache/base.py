@@ -78,9 +78,8 @@ class Uncached:
         q, k = prepare(q, k, step)
         if k is not None:
             self._k, self._v = k, v  # for a later layer that shares them
-        return attend_rows(
-            q, self._k, self._v, spec=spec, step=step, sinks=sinks, expand=expand
-        )
+        assert self._k is not None
+        return attend_rows(q, self._k, self._v, spec=spec, step=step, sinks=sinks, expand=expand)
 
 
 class PlainCache:
@@ -103,15 +102,14 @@ class PlainCache:
     def _append(self, buffer: mx.array | None, new: mx.array) -> mx.array:
         batch, heads, count, dim = new.shape
         needed = self.rows + count
-        capacity = 0 if buffer is None else buffer.shape[2]
+        if buffer is None:
+            buffer = mx.zeros((batch, heads, 0, dim), new.dtype)
+        capacity = buffer.shape[2]
         if needed > capacity:
             grown = max(needed, capacity + capacity // 2)
             grown = -(-grown // self.block) * self.block
             extra = mx.zeros((batch, heads, grown - capacity, dim), new.dtype)
-            if buffer is None:
-                buffer = extra
-            else:
-                buffer = mx.concatenate([buffer, extra], axis=2)
+            buffer = mx.concatenate([buffer, extra], axis=2) if capacity else extra
         buffer[:, :, self.rows : needed] = new
         return buffer
 

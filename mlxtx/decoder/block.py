@@ -16,11 +16,32 @@ import mlx.nn as nn
 
 from mlxtx.cache import LayerCache, Step
 from mlxtx.decoder.attention import Attention
-from mlxtx.decoder.config import AttentionConfig, BlockConfig, ExpertsConfig, NormConfig
+from mlxtx.decoder.config import (
+    AttentionConfig,
+    BlockConfig,
+    ExpertsConfig,
+    FeedForwardConfig,
+    LatentAttentionConfig,
+    NormConfig,
+)
 from mlxtx.decoder.experts import Experts
 from mlxtx.decoder.feed_forward import FeedForward
 from mlxtx.decoder.latent_attention import LatentAttention
 from mlxtx.decoder.norm import Norm
+
+
+def attention(
+    width: int, config: AttentionConfig | LatentAttentionConfig
+) -> Attention | LatentAttention:
+    if isinstance(config, LatentAttentionConfig):
+        return LatentAttention(width, config)
+    return Attention(width, config)
+
+
+def feed_forward(width: int, config: FeedForwardConfig | ExpertsConfig) -> FeedForward | Experts:
+    if isinstance(config, ExpertsConfig):
+        return Experts(width, config)
+    return FeedForward(width, config)
 
 
 class Block(nn.Module):
@@ -30,15 +51,8 @@ class Block(nn.Module):
         super().__init__()
         self._config = config
 
-        if isinstance(config.attention, AttentionConfig):
-            self.self_attn = Attention(width, config.attention)
-        else:
-            self.self_attn = LatentAttention(width, config.attention)
-
-        if isinstance(config.feed_forward, ExpertsConfig):
-            self.mlp = Experts(width, config.feed_forward)
-        else:
-            self.mlp = FeedForward(width, config.feed_forward)
+        self.self_attn = attention(width, config.attention)
+        self.mlp = feed_forward(width, config.feed_forward)
 
         def norm(which: NormConfig | None) -> nn.Module:
             return Norm(width, which) if which else nn.Identity()

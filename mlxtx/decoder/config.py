@@ -37,7 +37,8 @@ def _positive(owner: object, *names: str) -> None:
     for name in names:
         value = getattr(owner, name)
         _require(
-            value is None or value > 0, f"{type(owner).__name__}.{name} must be above 0, not {value!r}"
+            value is None or value > 0,
+            f"{type(owner).__name__}.{name} must be above 0, not {value!r}",
         )
 
 
@@ -237,7 +238,9 @@ class RouterConfig:
     can be chosen, ranked by their best score or, with ``group_score="top2"``, the sum of two.
     """
 
-    scores: Literal["softmax", "sigmoid", "softmax_chosen", "sigmoid_chosen", "sparsemixer"] = "softmax"
+    scores: Literal["softmax", "sigmoid", "softmax_chosen", "sigmoid_chosen", "sparsemixer"] = (
+        "softmax"
+    )
     normalize: bool = False
     normalize_eps: float = 0.0
     scaling: float = 1.0

@@ -73,7 +73,9 @@ class QuantizedHeadLinear(nn.Module):
 class LatentAttention(nn.Module):
     """Attention over latent rows [kv_rank + rope_dim] that all heads share."""
 
-    absorb_up_to = 8  # query rows a pass: up to here queries go to the rows, beyond rows are expanded
+    absorb_up_to = (
+        8  # query rows a pass: up to here queries go to the rows, beyond rows are expanded
+    )
 
     def __init__(self, width: int, config: LatentAttentionConfig):
         super().__init__()

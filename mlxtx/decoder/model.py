@@ -132,7 +132,8 @@ class DecoderModel(nn.Module):
             positions=positions,
             segments=segments,
         )
-        x = self.model(tokens, self._uncached() if cache is None else cache, step, last)
+        caches = self._uncached() if cache is None else cache.layers
+        x = self.model(tokens, caches, step, last)
         if cache is not None:
             cache.offset += count
         return x

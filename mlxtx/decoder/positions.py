@@ -57,9 +57,7 @@ class Rotary:
         return mx.array(np.stack(tables))
 
 
-def rotate(
-    x: mx.array, wavelengths: mx.array, positions: mx.array, config: RopeConfig
-) -> mx.array:
+def rotate(x: mx.array, wavelengths: mx.array, positions: mx.array, config: RopeConfig) -> mx.array:
     """RoPE in plain operations, for rows with positions or frequencies of their own.
 
     x [B, H, T, D], wavelengths [dims/2] or [B, dims/2], positions [1|B, T].

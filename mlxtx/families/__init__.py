@@ -1,0 +1,41 @@
+"""Families: ``config.json`` and tensor names of each ``model_type``, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any
+
+from mlxtx.errors import MlxtxError
+from mlxtx.families.family import Family
+
+# Each module holds FAMILIES, a tuple of Family.
+_MODULES = ("llama",)
+
+
+def families() -> dict[str, Family]:
+    """Every family by its ``model_type``."""
+    found: dict[str, Family] = {}
+    for name in _MODULES:
+        for family in import_module(f"mlxtx.families.{name}").FAMILIES:
+            found[family.model_type] = family
+    return found
+
+
+def family_for(config: Mapping[str, Any]) -> Family:
+    """The family of a ``config.json``; an unknown one is an error that names the nearest."""
+    model_type = config.get("model_type")
+    known = families()
+    if model_type in known:
+        return known[model_type]
+    if model_type is None:
+        raise MlxtxError("config.json has no model_type, so the model's family can't be told")
+    near = get_close_matches(str(model_type), known, n=3, cutoff=0.4)
+    hint = f"; the nearest supported: {', '.join(near)}" if near else ""
+    raise MlxtxError(
+        f"model_type {model_type!r} is not supported{hint} (mlxtx families lists them all)"
+    )
+
+
+__all__ = ["Family", "families", "family_for"]
