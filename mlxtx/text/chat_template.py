@@ -1,0 +1,144 @@
+"""Chat templates: a checkpoint's own Jinja program that turns messages into a prompt.
+
+Templates come from strangers, so they run in Jinja's immutable sandbox, see plain data only,
+and have no loader, no Python objects and no files.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from mlxtx.errors import MlxtxError
+
+if TYPE_CHECKING:
+    import jinja2
+
+Message = Mapping[str, Any]
+_LARGEST_REPEAT = 1_000_000  # characters; a template has no need for more
+
+
+class ChatTemplate:
+    """One or more named templates of a checkpoint ("default", "tool_use", "rag" ...)."""
+
+    def __init__(self, sources: Mapping[str, str]) -> None:
+        self.sources = dict(sources)
+
+    def choose(self, name: str | None, tools: Any) -> str:
+        if name is None:
+            name = "tool_use" if tools and "tool_use" in self.sources else "default"
+        if name not in self.sources:
+            raise MlxtxError(
+                f"no chat template is named {name!r}; this model has: {', '.join(self.sources)}"
+            )
+        return self.sources[name]
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        name: str | None = None,
+        **variables: Any,
+    ) -> str:
+        """The prompt for ``messages`` (dicts with role and content).
+
+        ``variables`` reach the template by name (bos_token, enable_thinking ...).
+        """
+        import jinja2
+
+        source = self.choose(name, tools)
+        given = _plain({"messages": list(messages), "tools": tools, **variables})
+        try:
+            return _compile(source).render(add_generation_prompt=add_generation_prompt, **given)
+        except jinja2.TemplateSyntaxError as error:
+            raise MlxtxError(
+                f"the chat template has an error in line {error.lineno}: {error.message}"
+            ) from error
+        except jinja2.TemplateError as error:
+            raise MlxtxError(f"the chat template refused these messages: {error}") from error
+        except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+            raise MlxtxError(f"the chat template failed on these messages: {error}") from error
+        except RecursionError as error:
+            raise MlxtxError("the chat template calls itself without end") from error
+
+
+def plain_transcript(messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+    """What stands in where a checkpoint has no template: "role: content" lines."""
+    lines = [f"{message['role']}: {message['content']}\n" for message in messages]
+    return "".join(lines) + ("assistant:" if add_generation_prompt else "")
+
+
+def _plain(value: Any) -> Any:
+    """JSON data only: a template must not reach the methods of a caller's objects."""
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError) as error:
+        raise MlxtxError(f"messages and tools must be plain JSON data: {error}") from error
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Jinja's own filter escapes HTML, which would change the prompt."""
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    import jinja2
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """``{% generation %}`` marks the assistant's words for training; here it is transparent."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return jinja2.nodes.Scope(body).set_lineno(line)
+
+    class Sandbox(ImmutableSandboxedEnvironment):
+        intercepted_binops = frozenset(["*", "**"])
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            """The sandbox bounds ``range``; repeated strings and powers fill the memory too."""
+            if operator == "**" and not (abs(left) <= 1e6 and abs(right) <= 64):
+                raise jinja2.sandbox.SecurityError("a power in the chat template is too large")
+            for text, times in ((left, right), (right, left)):
+                repeats = isinstance(text, str | list | tuple) and isinstance(times, int)
+                if repeats and len(text) * times > _LARGEST_REPEAT:
+                    raise jinja2.sandbox.SecurityError("the chat template repeats a text too often")
+            return super().call_binop(context, operator, left, right)
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    environment = Sandbox(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    return environment
+
+
+@cache
+def _compile(source: str) -> jinja2.Template:
+    return _environment().from_string(source)

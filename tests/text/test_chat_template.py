@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import datetime
+import json
+import re
+
+import pytest
+
+from mlxtx.errors import MlxtxError
+from mlxtx.text.chat_template import ChatTemplate, plain_transcript
+
+MESSAGES = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": 'Hi <b>&"é"'},
+]
+
+
+def render(source: str, messages=MESSAGES, **options) -> str:
+    return ChatTemplate({"default": source}).render(messages, **options)
+
+
+def test_turns_and_generation_prompt():
+    source = (
+        "{% for message in messages %}\n"
+        "    {{ '[' + message.role + ']' + message['content'] }}\n"
+        "{% endfor %}\n"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    body = '[system]Be brief.\n[user]Hi <b>&"é"\n'
+    assert render(source) == _indented(body) + "[assistant]"
+    assert render(source, add_generation_prompt=False) == _indented(body)
+
+
+def _indented(body: str) -> str:
+    """Blocks are trimmed, expressions keep the blanks before them."""
+    return "".join("    " + line for line in body.splitlines(keepends=True))
+
+
+def test_tojson_keeps_text_as_it_is():
+    assert render("{{ messages[1].content | tojson }}") == json.dumps(
+        MESSAGES[1]["content"], ensure_ascii=False
+    )
+    assert render("{{ {'b': 1, 'a': [2]} | tojson(indent=2, sort_keys=true) }}") == json.dumps(
+        {"a": [2], "b": 1}, indent=2
+    )
+
+
+def test_strftime_now_is_today():
+    today = datetime.datetime.now().strftime("%Y-%m-%d")
+    assert render("{{ strftime_now('%Y-%m-%d') }}") == today
+
+
+def test_loop_controls_and_namespace():
+    source = (
+        "{% set found = namespace(role='') %}{% for m in messages %}"
+        "{% if m.role == 'user' %}{% set found.role = m.role %}{% break %}{% endif %}{% endfor %}"
+        "{{ found.role }}"
+    )
+    assert render(source) == "user"
+
+
+def test_generation_tag_is_transparent():
+    assert render("a{% generation %}{{ messages[0].role }}{% endgeneration %}b") == "asystemb"
+
+
+def test_raise_exception_is_one_line():
+    with pytest.raises(MlxtxError, match=r"refused these messages: only users here$"):
+        render("{{ raise_exception('only users here') }}")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("{% for %}", "error in line 1"),
+        ("{{ nothing.at.all }}", "'nothing' is undefined"),
+        ("{{ messages + 1 }}", "failed on these messages"),
+        ("{{ 1 // 0 }}", "failed on these messages"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "calls itself without end"),
+    ],
+)
+def test_broken_templates_are_one_line(source, message):
+    with pytest.raises(MlxtxError, match=message) as caught:
+        render(source)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ messages.__class__.__mro__[-1].__subclasses__() | length }}",
+        "{{ ''.__class__.__base__.__subclasses__() }}",
+        "{{ cycler.__init__.__globals__.os.system('true') }}",
+        "{{ raise_exception.__globals__.json }}",
+        "{{ messages.append({}) }}",
+        "{{ messages[0].update({'role': 'x'}) }}",
+        "{{ 'a' * 100000000000 }}",
+        "{{ 9 ** 999999999 }}",
+        "{{ range(100000000) | list | length }}",
+        "{% include '/etc/hostname' %}",
+        "{% import 'os' as os %}",
+    ],
+)
+def test_templates_stay_in_the_sandbox(source):
+    with pytest.raises(MlxtxError):
+        render(source)
+
+
+def test_a_caller_s_object_never_reaches_the_template():
+    class Evil:
+        def __str__(self) -> str:
+            return "boo"
+
+    with pytest.raises(MlxtxError, match="plain JSON"):
+        render("{{ messages[0].content }}", [{"role": "user", "content": Evil()}])
+
+
+def test_named_templates():
+    template = ChatTemplate({"default": "d", "tool_use": "t", "rag": "r"})
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    assert template.render(MESSAGES) == "d"
+    assert template.render(MESSAGES, tools=tools) == "t"
+    assert template.render(MESSAGES, name="rag") == "r"
+    with pytest.raises(MlxtxError, match=re.escape("default, tool_use, rag")):
+        template.render(MESSAGES, name="other")
+
+
+def test_variables_reach_the_template():
+    source = "{{ bos_token }}{{ 'on' if enable_thinking else 'off' }}{{ tools is none }}"
+    assert render(source, bos_token="<s>", enable_thinking=True) == "<s>onTrue"
+
+
+def test_plain_transcript():
+    assert plain_transcript(MESSAGES[:1]) == "system: Be brief.\nassistant:"
+    assert plain_transcript(MESSAGES[:1], False) == "system: Be brief.\n"
