@@ -54,6 +54,7 @@ class NormConfig:
 
     def __post_init__(self) -> None:
         _require(self.kind in ("rms", "layer"), f"NormConfig.kind is unknown: {self.kind!r}")
+        _require(not self.bias or self.kind == "layer", "NormConfig.bias needs kind 'layer'")
         _require(self.eps >= 0, f"NormConfig.eps must not be negative: {self.eps!r}")
 
 
