@@ -1,0 +1,174 @@
+"""A folder on disk for a path or a Hub id: downloads with progress and resume, works offline.
+
+huggingface-hub does the transfer and keeps the cache; this module decides what is fetched (never
+code, never pickles) and turns its errors into one line that says what to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mlxtx.errors import MlxtxError
+from mlxtx.events import Event, Progress
+
+OnEvent = Callable[[Event], None]
+
+# What a model needs: weights, configuration, tokenizer files, chat templates, the model card.
+WANTED_FILES = (
+    "*.safetensors",
+    "*.json",
+    "*.jinja",
+    "*.model",
+    "*.tiktoken",
+    "*.txt",
+    "README.md",
+    "LICENSE*",
+)
+# The same weights once more in another layout, and everything in sub-folders.
+UNWANTED_FILES = ("*/*", "consolidated*.safetensors", "adapter_model.safetensors")
+
+_REPO_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def resolve(
+    path_or_repo: str | Path, revision: str | None = None, *, on_event: OnEvent | None = None
+) -> Path:
+    """The folder of a checkpoint: ``path_or_repo`` itself, or the Hub repository, downloaded.
+
+    revision: a branch, tag or commit of the repository. on_event: gets ``Progress`` events (stage
+    "download", bytes). An interrupted download goes on where it stopped. Without a network, what
+    is in the cache is used. Raises MlxtxError with what to do: no such folder, a gated or unknown
+    repository, no network, a full disk.
+    """
+    path = Path(path_or_repo).expanduser()
+    if path.is_dir():
+        return path
+    repo = str(path_or_repo)
+    if path.exists():
+        raise MlxtxError(f"{path} is a file; give the folder that holds config.json")
+    if repo.startswith((".", "/", "~")) or not _REPO_ID.fullmatch(repo):
+        raise MlxtxError(f"there is no folder {path}; give a folder or a Hub id such as owner/name")
+    with _explained(repo, revision):
+        return Path(_download(repo, revision, on_event))
+
+
+def list_files(repo: str, revision: str | None = None) -> list[str]:
+    """Names of a Hub repository's files, or nothing when the Hub cannot be asked."""
+    from huggingface_hub import HfApi
+
+    try:
+        return list(HfApi().list_repo_files(repo, revision=revision))
+    except Exception:  # only used to improve a message
+        return []
+
+
+def _download(repo: str, revision: str | None, on_event: OnEvent | None) -> str:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    was_silent = are_progress_bars_disabled()
+    if not was_silent:
+        disable_progress_bars()  # the caller renders events
+    try:
+        return snapshot_download(
+            repo,
+            revision=revision,
+            allow_patterns=list(WANTED_FILES),
+            ignore_patterns=list(UNWANTED_FILES),
+            tqdm_class=_reporting_bar(on_event),
+        )
+    finally:
+        if not was_silent:
+            enable_progress_bars()
+
+
+def _reporting_bar(on_event: OnEvent | None) -> type[Any]:
+    """A progress bar class in huggingface-hub's terms that draws nothing and reports bytes."""
+    from tqdm.auto import tqdm
+
+    started = time.monotonic()
+    lock = threading.Lock()
+
+    class Bar(tqdm):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            name = str(kwargs.pop("name", ""))
+            # Of the two byte counts, what has arrived on disk is the one to show.
+            self.reported = kwargs.get("unit") == "B" and not name.endswith(".transfer")
+            kwargs["disable"] = True
+            super().__init__(*args, **kwargs)
+
+        def update(self, n: float | None = 1) -> None:
+            with lock:
+                self.n += n or 0
+                if on_event and self.reported and self.total:
+                    on_event(
+                        Progress(
+                            stage="download",
+                            done=min(self.n, self.total),
+                            total=self.total,
+                            unit="bytes",
+                            seconds=time.monotonic() - started,
+                        )
+                    )
+
+    return Bar
+
+
+@contextlib.contextmanager
+def _explained(repo: str, revision: str | None) -> Iterator[None]:
+    """Turn huggingface-hub's errors into lines for people."""
+    from huggingface_hub import errors
+
+    at = f" at revision {revision}" if revision else ""
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise MlxtxError(
+            f"{repo} is gated: accept its terms on its Hub page, then run `hf auth login` "
+            "with the same account (or set HF_TOKEN) and try again"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise MlxtxError(
+            f"the Hub has no {repo} that you can read, and there is no such folder; check the "
+            "name, or run `hf auth login` if it is private"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise MlxtxError(f"{repo} has no revision {revision}; see its page for branches") from error
+    except errors.HFValidationError as error:
+        raise MlxtxError(f"{repo} is neither a folder nor a Hub id such as owner/name") from error
+    except errors.LocalEntryNotFoundError as error:
+        gated = error.__cause__
+        if isinstance(gated, errors.HfHubHTTPError) and gated.response.status_code in (401, 403):
+            raise MlxtxError(
+                f"the Hub refuses {repo}: run `hf auth login` with an account that may read it"
+            ) from error
+        raise MlxtxError(
+            f"the Hub cannot be reached and {repo}{at} is not completely in the local cache; "
+            "check the network (and HF_HUB_OFFLINE), or give a folder"
+        ) from error
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else "no"
+        raise MlxtxError(f"the Hub answered {status} for {repo}{at}; try again later") from error
+    except OSError as error:
+        raise MlxtxError(f"downloading {repo}{at} failed: {_first_line(error)}") from error
+    except Exception as error:
+        if type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "requests"):
+            raise MlxtxError(
+                f"the download of {repo}{at} broke off ({type(error).__name__}); run the same "
+                "command again, it goes on where it stopped"
+            ) from error
+        raise
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

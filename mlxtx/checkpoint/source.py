@@ -1,0 +1,191 @@
+"""A checkpoint folder as it lies on disk: its configuration and its tensors, checked, unread."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING, Any
+
+from mlxtx.checkpoint.safetensors import Reader, TensorInfo
+from mlxtx.errors import MlxtxError
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+INDEX = "model.safetensors.index.json"
+MAX_JSON_BYTES = 256 << 20
+_SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack")
+# Weights of the same model in another layout, and of adapters: never the checkpoint itself.
+_OTHER_WEIGHTS = ("consolidated", "adapter", "training_args", "optimizer")
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file of bounded size. Non-finite numbers as transformers tags them are floats."""
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise MlxtxError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MB; it is no config")
+        return json.loads(path.read_text(encoding="utf-8"), object_hook=_untag)
+    except (ValueError, RecursionError) as error:
+        raise MlxtxError(f"{path} is not readable JSON: {str(error)[:100]}") from None
+    except OSError as error:
+        raise MlxtxError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+_TAGS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
+
+
+def _untag(value: dict[str, Any]) -> Any:
+    if set(value) == {"__float__"} and str(value["__float__"]) in _TAGS:
+        return _TAGS[str(value["__float__"])]
+    return value
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` as a dictionary, with the quantization that some exporters keep beside it."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise MlxtxError(f"{folder} holds no config.json; is it a model's folder?")
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise MlxtxError(f"{path} is not a JSON object")
+    beside = folder / "hf_quant_config.json"
+    if "quantization_config" not in config and beside.is_file():
+        config["quantization_config"] = read_json(beside)
+    return config
+
+
+class Checkpoint:
+    """Configuration and tensors of one folder.
+
+    folder: where it lies. config: ``config.json``. tensors: name -> TensorInfo, in the order of
+    the files. Making one reads headers only; ``read`` reads one tensor. Raises MlxtxError for
+    whatever is not sound; pickles are refused, code is never run.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.config = read_config(self.folder)
+        self._readers = {name: Reader(self.folder / name) for name in self.files}
+        self.tensors: dict[str, TensorInfo] = {}
+        self._file_of: dict[str, str] = {}
+        for file, reader in self._readers.items():
+            for name, info in reader.tensors.items():
+                if name in self.tensors:
+                    raise MlxtxError(f"tensor {name} is in both {self._file_of[name]} and {file}")
+                self.tensors[name] = info
+                self._file_of[name] = file
+        self._check_index()
+
+    @cached_property
+    def files(self) -> list[str]:
+        """Names of the weight files, shards in order."""
+        return weight_files(self.folder)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(info.nbytes for info in self.tensors.values())
+
+    def read(self, name: str) -> mx.array:
+        """One tensor, lazy: its numbers are read when it is evaluated."""
+        return self._readers[self._file_of[name]].read(name)
+
+    def _check_index(self) -> None:
+        if not (self.folder / INDEX).is_file():
+            return
+        for name, file in _weight_map(self.folder).items():
+            if self._file_of.get(name) != file:
+                raise MlxtxError(f"{INDEX} promises {name!r:.200} in {file}, which lacks it")
+
+
+def weight_files(folder: Path) -> list[str]:
+    """The safetensors files that make up the model in ``folder``.
+
+    By the index; else ``model.safetensors``; else a whole set of shards; else the one file there.
+    """
+    if (folder / INDEX).is_file():
+        files = sorted(set(_weight_map(folder).values()))
+        return _present(folder, files)
+    there = sorted(
+        p.name
+        for p in folder.glob("*.safetensors")
+        if not p.name.startswith((*_OTHER_WEIGHTS, "."))
+    )
+    if "model.safetensors" in there:
+        return ["model.safetensors"]
+    shards = [match for match in map(_SHARD.fullmatch, there) if match]
+    if shards:
+        stem, _, total = shards[0].groups()
+        count = int(total)
+        if count > 100_000 or any(s[1] != stem or s[3] != total for s in shards):
+            raise MlxtxError(f"{folder} mixes shards of several models: {', '.join(there[:6])}")
+        width = len(total)
+        return _present(
+            folder,
+            [f"{stem}-{n:0{width}d}-of-{total}.safetensors" for n in range(1, count + 1)],
+        )
+    if len(there) == 1:
+        return there
+    if there:
+        raise MlxtxError(
+            f"{folder} holds several weight files and no {INDEX}: {', '.join(there[:6])}"
+        )
+    raise MlxtxError(_no_weights(folder))
+
+
+def _present(folder: Path, files: Iterable[str]) -> list[str]:
+    files = list(files)
+    missing = [file for file in files if not (folder / file).is_file()]
+    if missing:
+        more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
+        raise MlxtxError(
+            f"{folder} lacks {', '.join(missing[:4])}{more} of {len(files)} weight files; "
+            "download it again, it goes on where it stopped"
+        )
+    return files
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    index = read_json(folder / INDEX)
+    mapping = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(mapping, dict) or not mapping:
+        raise MlxtxError(f"{folder / INDEX} holds no weight_map")
+    for file in mapping.values():
+        check_inside(file, folder / INDEX)
+    return mapping
+
+
+def check_inside(file: Any, where: Path) -> None:
+    """Refuse a file name that could lead out of its folder, on any system."""
+    parts = [*PurePosixPath(str(file)).parts, *PureWindowsPath(str(file)).parts]
+    if (
+        not isinstance(file, str)
+        or not file.endswith(".safetensors")
+        or not file.isprintable()
+        or ".." in parts
+        or PurePosixPath(file).is_absolute()
+        or PureWindowsPath(file).drive
+        or PureWindowsPath(file).root
+    ):
+        raise MlxtxError(f"{where} points at {file!r:.120}, not a weight file in its own folder")
+
+
+def _no_weights(folder: Path) -> str:
+    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLES)
+    if pickles:
+        return (
+            f"{folder} holds pickled weights ({pickles[0]}), which can run code when they are "
+            "read; use a safetensors version of the model, or save one in a sandbox with "
+            "transformers: from_pretrained(...).save_pretrained(out)"
+        )
+    others = sorted(p.name for p in folder.glob("*.safetensors"))
+    if others:
+        return (
+            f"{folder} holds {others[0]} only, which is not in the Hugging Face layout; "
+            "use a version of the model with model.safetensors"
+        )
+    return f"{folder} holds no safetensors weights"

@@ -1,0 +1,73 @@
+"""Files are never half there: written beside under another name, flushed to disk, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from mlxtx.errors import MlxtxError
+
+
+@contextmanager
+def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """A file to write that takes its name only when the block ends without an error.
+
+    mode: "wb" or "w" (UTF-8). On an error nothing is left behind and an old file stays as it was.
+    Raises MlxtxError when the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    encoding = None if "b" in mode else "utf-8"
+    try:
+        with open(beside, mode, encoding=encoding) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_bytes_atomic(path: str | Path, data: bytes) -> None:
+    with atomic_write(path) as file:
+        file.write(data)
+
+
+def write_text_atomic(path: str | Path, text: str) -> None:
+    with atomic_write(path, "w") as file:
+        file.write(text)
+
+
+def write_json_atomic(path: str | Path, value: Any) -> None:
+    """JSON as a person would read it: two spaces, keys in the order given, one line at the end."""
+    write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in ``folder`` last through a power cut, where the system can."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
+
+
+def write_error(path: Path, error: OSError) -> MlxtxError:
+    """The line for a file that could not be written."""
+    if error.errno == errno.ENOSPC:
+        return MlxtxError(f"the disk is full: {path} was not written; free some space and retry")
+    reason = error.strerror or str(error)
+    return MlxtxError(f"cannot write {path}: {reason}")
