@@ -9,8 +9,8 @@ template that ends in ``.weight``, ``.bias``, ``.scales`` or ``.biases`` means t
 any other means a module, whose tensors (those four endings) all move along.
 
 Two layouts can be written: "hf", the family's own names, and "mlx", the names that MLX checkpoints
-are published with (stacked experts, transposed Conv1D). A rule belongs to one or to both. Reading
-tries every rule, so either layout loads.
+are published with (stacked experts, transposed Conv1D). A rule belongs to one or to both, or to
+"read", which is never written. Reading tries every rule, so every layout loads.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mlxtx.families.transforms import Same, Stacked, Transform
 if TYPE_CHECKING:
     import mlx.core as mx
 
-Layout = Literal["hf", "mlx"]
+Layout = Literal["hf", "mlx", "read"]
 Shape = tuple[int, ...]
 SUFFIXES = (".weight", ".bias", ".scales", ".biases")
 
@@ -79,7 +79,7 @@ def name_key(name: str) -> tuple[str, tuple[int, ...]]:
 class Rule:
     """``sources`` (their templates) <-> ``targets`` (ours), by ``transform``.
 
-    layout: the layout this rule writes, or None for both. when: reads the shape of the first
+    layout: the layout this rule writes (None: both; "read": none). when: reads the shape of the first
     source and says whether the rule applies (for names that two layouts share).
     A source with ``{e}`` stands for all experts, in order; it is the only source of its rule.
     """

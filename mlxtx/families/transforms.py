@@ -209,5 +209,24 @@ class Chain(Transform):
         return arrays
 
 
+@dataclass(frozen=True)
+class Each(Transform):
+    """A step of its own for each of several parts: ``Each((Transposed(), Same()))``."""
+
+    steps: tuple[Transform, ...]
+
+    @property
+    def packed(self) -> bool:  # type: ignore[override]
+        return all(step.packed for step in self.steps)
+
+    def load(self, arrays: list[mx.array], axis: int) -> list[mx.array]:
+        pairs = zip(self.steps, arrays, strict=True)
+        return [moved for step, array in pairs for moved in step.load([array], axis)]
+
+    def save(self, arrays: list[mx.array], axis: int) -> list[mx.array]:
+        pairs = zip(self.steps, arrays, strict=True)
+        return [moved for step, array in pairs for moved in step.save([array], axis)]
+
+
 def chain(*steps: Transform) -> Chain:
     return Chain(steps)

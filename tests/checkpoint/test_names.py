@@ -20,6 +20,7 @@ from mlxtx.families.names import (
 )
 from mlxtx.families.transforms import (
     Chain,
+    Each,
     Moved,
     Reversed,
     Same,
@@ -244,6 +245,13 @@ def transforms(draw) -> tuple[Transform, list[tuple[int, ...]], int]:
                 (Stacked(), [shape] * experts, rows_axis),
                 (Unflattened(rows), [(rows * 2, 3)], -2),
                 (chain(Unflattened(rows), Transposed()), [(rows * 2, 3)], -2),
+                (chain(split, Each((Same(),) * len(sizes))), [shape], rows_axis),
+                (
+                    # Latent attention's kv_b_proj: per head, keys transposed and values not.
+                    chain(Unflattened(2), Split((3, 4)), Each((Transposed(), Same()))),
+                    [(14, 5)],
+                    -2,
+                ),
                 (Shifted(1.0), [shape], rows_axis),
                 (Reversed(Reversed(split)), [shape], rows_axis),
                 (Moved(0, -1), [(2, 3, 4)], -2),
