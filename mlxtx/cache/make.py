@@ -9,11 +9,11 @@ from mlxtx.cache.base import ModelCache, PlainCache
 
 
 def make_cache(
-    config: Any, kv: str | None = None, *, left_padding: Sequence[int] | None = None
+    blocks: Sequence[Any], kv: str | None = None, *, left_padding: Sequence[int] | None = None
 ) -> ModelCache:
-    """A cache for every block of ``config`` (a ``DecoderConfig``), kept as ``kv`` says."""
+    """A cache for every one of ``blocks`` (``BlockConfig``), kept as ``kv`` says."""
     layers: list = []
-    for block in config.blocks:
+    for block in blocks:
         source = getattr(block.attention, "shares_cache_of", None)
         layers.append(PlainCache() if source is None else layers[source])
     return ModelCache(layers, left_padding=left_padding)

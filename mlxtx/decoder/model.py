@@ -9,9 +9,10 @@ import mlx.nn as nn
 
 from mlxtx.cache import ModelCache, Step, Uncached, make_cache
 from mlxtx.decoder.block import Block
-from mlxtx.decoder.config import DecoderConfig, EmbeddingConfig
+from mlxtx.decoder.config import BlockConfig, DecoderConfig, EmbeddingConfig, NormConfig
 from mlxtx.decoder.norm import Norm
 from mlxtx.decoder.positions import sinusoidal_table
+from mlxtx.decoder.prediction import PredictionHead
 
 
 class Decoder(nn.Module):
@@ -63,6 +64,11 @@ class DecoderModel(nn.Module):
         super().__init__()
         self._config = config
         self.model = Decoder(config)
+        if config.prediction_heads:
+            norm = config.final_norm or NormConfig()
+            self.prediction_heads = [
+                PredictionHead(config.width, block, norm) for block in config.prediction_heads
+            ]
         if not config.head.tied:
             inner = config.embedding.width or config.width
             self.lm_head = nn.Linear(inner, config.vocabulary, bias=config.head.bias)
@@ -117,33 +123,40 @@ class DecoderModel(nn.Module):
         last: int | None = None,
     ) -> mx.array:
         """Hidden states [B, T, D] behind the final norm; ``head`` makes logits of them."""
-        count = tokens.shape[1]
-        offset = 0
-        if cache is not None:
-            offset = cache.offset
-            if left_padding is not None:
-                cache.set_left_padding(left_padding)
-            left_padding = cache.left_padding
-        step = Step(
-            count,
-            offset,
-            left_padding=left_padding,
-            length=length,
-            positions=positions,
-            segments=segments,
-        )
-        caches = self._uncached() if cache is None else cache.layers
+        step = _step(tokens.shape[1], cache, left_padding, length, positions, segments)
+        caches = _uncached(self._config.blocks) if cache is None else cache.layers
         x = self.model(tokens, caches, step, last)
         if cache is not None:
-            cache.offset += count
+            cache.offset += step.count
         return x
 
-    def _uncached(self) -> list[Uncached]:
-        caches: list[Uncached] = []
-        for block in self._config.blocks:
-            source = getattr(block.attention, "shares_cache_of", None)
-            caches.append(Uncached() if source is None else caches[source])
-        return caches
+    def predict_ahead(
+        self,
+        hidden: mx.array,
+        next_tokens: mx.array,
+        cache: ModelCache | None = None,
+        *,
+        depth: int = 0,
+        left_padding: Sequence[int] | None = None,
+        segments: mx.array | None = None,
+        positions: mx.array | None = None,
+    ) -> tuple[mx.array, mx.array]:
+        """Logits [B, T, V] of the token after the next one, and the states they come from.
+
+        ``hidden`` [B, T, D] is what ``hidden()`` gave (or, for ``depth`` above 0, the states
+        that the head before returned) and ``next_tokens`` [B, T] are the tokens that follow each.
+        ``cache`` comes from ``make_cache(ahead=True)``, one for each depth.
+        """
+        heads = self.get("prediction_heads", [])
+        if depth >= len(heads):
+            raise ValueError(f"this model has {len(heads)} prediction heads, not {depth + 1}")
+        step = _step(next_tokens.shape[1], cache, left_padding, None, positions, segments)
+        block = self._config.prediction_heads[depth]
+        layer = _uncached([block])[0] if cache is None else cache.layers[depth]
+        states = heads[depth](hidden, self.model.embed(next_tokens, step), layer, step)
+        if cache is not None:
+            cache.offset += step.count
+        return self.head(states), states
 
     def head(self, hidden: mx.array) -> mx.array:  # [B, T, D] -> [B, T, V]
         config = self._config.head
@@ -158,8 +171,37 @@ class DecoderModel(nn.Module):
         return logits
 
     def make_cache(
-        self, kv: str | None = None, *, left_padding: Sequence[int] | None = None
+        self,
+        kv: str | None = None,
+        *,
+        left_padding: Sequence[int] | None = None,
+        ahead: bool = False,
     ) -> ModelCache:
         """An empty cache for one batch. ``kv`` names how rows are kept, "k8v4g64" for instance;
-        None keeps them as they are."""
-        return make_cache(self._config, kv, left_padding=left_padding)
+        None keeps them as they are. ``ahead`` makes one for ``predict_ahead``."""
+        blocks = self._config.prediction_heads if ahead else self._config.blocks
+        return make_cache(blocks, kv, left_padding=left_padding)
+
+
+def _step(count, cache, left_padding, length, positions, segments) -> Step:
+    """The step that comes next in ``cache``, or the only one without a cache."""
+    if cache is not None:
+        if left_padding is not None:
+            cache.set_left_padding(left_padding)
+        left_padding = cache.left_padding
+    return Step(
+        count,
+        0 if cache is None else cache.offset,
+        left_padding=left_padding,
+        length=length,
+        positions=positions,
+        segments=segments,
+    )
+
+
+def _uncached(blocks: Sequence[BlockConfig]) -> list[Uncached]:
+    caches: list[Uncached] = []
+    for block in blocks:
+        source = getattr(block.attention, "shares_cache_of", None)
+        caches.append(Uncached() if source is None else caches[source])
+    return caches

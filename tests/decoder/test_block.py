@@ -277,6 +277,28 @@ def test_last_gives_the_newest_logits():
     )
 
 
+def test_prediction_head_follows_its_formula_and_its_cache():
+    block = BlockConfig(attention=ATTENTION, feed_forward=MLP)
+    config = DecoderConfig(
+        vocabulary=40, width=WIDTH, context=64, blocks=(block,), prediction_heads=(block,)
+    )
+    model = randomized(DecoderModel(config), seed=10)
+    tokens = mx.array([[3, 7, 9, 1, 5]])
+    hidden, following = model.hidden(tokens)[:, :-1], tokens[:, 1:]
+    logits, _ = model.predict_ahead(hidden, following)
+    head = model.prediction_heads[0]
+    both = [head.enorm(model.model.embed_tokens(following)), head.hnorm(hidden)]
+    states = head.norm(head.block(head.eh_proj(mx.concatenate(both, -1)), Uncached(), Step(4)))
+    np.testing.assert_allclose(np.array(logits), np.array(model.head(states)), atol=1e-5)
+    cache = model.make_cache(ahead=True)
+    parts = [
+        model.predict_ahead(hidden[:, i : i + 2], following[:, i : i + 2], cache)[0] for i in (0, 2)
+    ]
+    np.testing.assert_allclose(np.array(mx.concatenate(parts, axis=1)), np.array(logits), atol=2e-5)
+    with pytest.raises(ValueError, match="1 prediction heads, not 2"):
+        model.predict_ahead(hidden, following, depth=1)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
