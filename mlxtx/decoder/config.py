@@ -73,7 +73,8 @@ class RopeScaling:
 
     linear (factor), dynamic (factor, context), llama3 (factor, low/high_frequency_factor,
     original_context), yarn (factor, beta_*, truncate, attention_factor, original_context),
-    longrope (short/long_factors, attention_factor, original_context), proportional (factor).
+    longrope (short/long_factors, attention_factor, original_context), proportional (factor,
+    turning: the fraction of the channels that turn).
     """
 
     kind: Literal["linear", "dynamic", "llama3", "yarn", "longrope", "proportional"]
@@ -87,6 +88,7 @@ class RopeScaling:
     attention_factor: float = 1.0
     short_factors: tuple[float, ...] = ()
     long_factors: tuple[float, ...] = ()
+    turning: float = 1.0
 
     @property
     def depends_on_length(self) -> bool:
@@ -98,7 +100,8 @@ class RopeConfig:
     """Rotary position embedding (Su et al. 2021) of the first ``dims`` channels of each head.
 
     ``interleaved`` rotates neighbouring pairs (0, 1), (2, 3) ...; otherwise channel i goes with
-    i + dims/2. ``tail`` rotates the last ``dims`` channels instead of the first.
+    i + dims/2. ``tail`` rotates the last ``dims`` channels instead of the first, ``backwards``
+    by the negative angle.
     """
 
     dims: int
@@ -106,6 +109,7 @@ class RopeConfig:
     interleaved: bool = False
     scaling: RopeScaling | None = None
     tail: bool = False
+    backwards: bool = False
 
     def __post_init__(self) -> None:
         _require(

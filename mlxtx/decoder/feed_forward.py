@@ -13,13 +13,13 @@ from mlxtx.decoder.config import FeedForwardConfig
 class XIELU(nn.Module):
     """xIELU (Huang et al. 2024): quadratic above zero, expm1 below, with learned strengths."""
 
-    beta = 0.5
-    eps = -1e-6
-
     def __init__(self) -> None:
         super().__init__()
         self.alpha_p = mx.array([0.8])
         self.alpha_n = mx.array([0.8])
+        self.beta = mx.array(0.5)  # these two are constants that checkpoints carry
+        self.eps = mx.array(-1e-6)
+        self.freeze(keys=["beta", "eps"])
 
     def __call__(self, x: mx.array) -> mx.array:
         above = nn.softplus(self.alpha_p)

@@ -114,11 +114,10 @@ def _table(config: RopeConfig, length: int) -> np.ndarray:
         table = _llama3(base**exponents, scaling)
     elif scaling.kind == "yarn":
         table = _yarn(base, exponents, dims, scaling)
-    else:  # proportional: the caller says how many channels turn; the rest stand still
-        rotated = round(scaling.low_frequency_factor * dims / 2)
+    else:  # proportional: the frequencies of the whole head, of which only the first turn
         table = base**exponents * scaling.factor
-        table[rotated:] = np.inf
-    return table.astype(np.float32)
+        table[int(scaling.turning * dims // 2) :] = np.inf
+    return (-table if config.backwards else table).astype(np.float32)
 
 
 def _llama3(table: np.ndarray, scaling: RopeScaling) -> np.ndarray:

@@ -11,7 +11,7 @@ from mlxtx.errors import MlxtxError
 from mlxtx.families.family import Family
 
 # Each module holds FAMILIES, a tuple of Family.
-_MODULES = ("llama",)
+_MODULES = ("llama", "qwen")
 
 
 def families() -> dict[str, Family]:

@@ -1,157 +1,270 @@
-"""Llama and the families that differ from it by biases, windows and query/key norms."""
+"""Llama and the families that differ from it by biases, windows, norms or rotary layout."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from mlxtx.decoder.config import (
-    AttentionConfig,
-    BlockConfig,
-    DecoderConfig,
-    FeedForwardConfig,
-    HeadConfig,
-    HeadNormConfig,
-    NormConfig,
+from mlxtx.decoder.config import DecoderConfig, FeedForwardConfig, TemperatureConfig
+from mlxtx.errors import MlxtxError
+from mlxtx.families.common import (
+    activation,
+    attention_layers,
+    blocks,
+    context,
+    decoder,
+    every,
+    gated,
+    head_norm,
+    layer_types,
+    layers,
+    rms_norm,
+    sizes,
+    windows,
 )
 from mlxtx.families.family import Family
+from mlxtx.families.names import rename
 from mlxtx.families.reader import ConfigReader
-from mlxtx.families.rope import read_rope
-
-# transformers' names of activations -> ours
-ACTIVATIONS = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "quick_gelu": "gelu_quick",
-    "relu": "relu",
-    "relu2": "relu2",
-    "xielu": "xielu",
-}
+from mlxtx.families.rope import read_rope, rope_parameters
 
 
-def activation(reader: ConfigReader, *names: str, default: str = "silu") -> str:
-    name = reader.get(*(names or ("hidden_act",)), default=default)
-    return ACTIVATIONS.get(name, name)
-
-
-def sizes(reader: ConfigReader) -> dict[str, Any]:
-    """heads, kv_heads and head_dim under Llama's names."""
-    heads = reader.get("num_attention_heads")
-    return {
-        "heads": heads,
-        "kv_heads": reader.get("num_key_value_heads", default=heads),
-        "head_dim": reader.get("head_dim", default=reader.get("hidden_size") // heads),
-    }
-
-
-def layer_windows(reader: ConfigReader, windowed: list[bool]) -> list[int | None]:
-    """The window of each layer: ``layer_types`` where given, else ``windowed``."""
-    window = reader.get("sliding_window", default=None)
-    types = reader.get("layer_types", default=None)
-    if types is not None:
-        windowed = [kind == "sliding_attention" for kind in types]
-    return [window if on else None for on in windowed]
-
-
-def decoder(
-    reader: ConfigReader,
-    blocks: list[BlockConfig],
-    norm: NormConfig,
-    *,
-    tied: bool = False,
-    head: dict[str, Any] | None = None,
-    **extra: Any,
+def llama_like(
+    reader: ConfigReader, *, eps: float = 1e-6, tied: bool = False, **attention: Any
 ) -> DecoderConfig:
-    """What is the same in most families: sizes, the final norm and the head."""
-    return DecoderConfig(
-        vocabulary=reader.get("vocab_size"),
-        width=reader.get("hidden_size"),
-        context=reader.get("max_position_embeddings"),
-        blocks=tuple(blocks),
-        final_norm=norm,
-        head=HeadConfig(tied=reader.get("tie_word_embeddings", default=tied), **(head or {})),
-        **extra,
+    """Pre-norm blocks of attention and SwiGLU; ``attention`` are fields of ``AttentionConfig``."""
+    norm = rms_norm(reader, eps)
+    feed_forward = gated(reader, bias=reader.get("mlp_bias", default=False))
+    return decoder(
+        reader, blocks(attention_layers(reader, **attention), feed_forward, norm), norm, tied=tied
     )
 
 
-def _llama_like(
-    reader: ConfigReader,
-    *,
-    windowed: bool = False,
-    qkv_bias: bool | None = None,
-    output_bias: bool | None = None,
-    head_norm: bool = False,
-    theta: float = 10000.0,
-) -> DecoderConfig:
-    layers = reader.get("num_hidden_layers")
-    norm = NormConfig(eps=reader.get("rms_norm_eps", default=1e-6))
-    shape = sizes(reader)
-    bias = reader.get("attention_bias", default=False)
-    each_head = HeadNormConfig(norm=norm) if head_norm else None
-    windows = layer_windows(reader, [windowed] * layers)
-    rope = read_rope(
-        reader, shape["head_dim"], context=reader.get("max_position_embeddings"), theta=theta
-    )
-    feed_forward = FeedForwardConfig(
-        width=reader.get("intermediate_size"),
-        activation=activation(reader),
-        bias=reader.get("mlp_bias", default=False),
-    )
-    blocks = [
-        BlockConfig(
-            attention=AttentionConfig(
-                **shape,
-                rope=rope,
-                qkv_bias=bias if qkv_bias is None else qkv_bias,
-                output_bias=bias if output_bias is None else output_bias,
-                q_norm=each_head,
-                k_norm=each_head,
-                window=window,
-            ),
-            feed_forward=feed_forward,
-            attention_norm=norm,
-            feed_forward_norm=norm,
-        )
-        for window in windows
-    ]
-    return decoder(reader, blocks, norm)
+def biases(reader: ConfigReader, default: bool = False) -> dict[str, bool]:
+    """One switch for the biases of all four projections."""
+    bias = reader.get("attention_bias", "qkv_bias", default=default)
+    return {"qkv_bias": bias, "output_bias": bias}
+
+
+def head_dim(reader: ConfigReader, default: int | None = None) -> int:
+    if default is not None and "head_dim" not in reader:
+        return default
+    return sizes(reader)["head_dim"]
 
 
 def llama(reader: ConfigReader) -> DecoderConfig:
-    return _llama_like(reader)
+    rope = read_rope(reader, head_dim(reader))
+    return llama_like(reader, rope=rope, **biases(reader))
 
 
 def mistral(reader: ConfigReader) -> DecoderConfig:
-    return _llama_like(reader, windowed=True, qkv_bias=False, output_bias=False)
+    """A window in every layer, or in none."""
+    window = reader.nullable("sliding_window", 4096)
+    kinds = set(layer_types(reader))
+    if len(kinds) > 1:
+        raise MlxtxError(
+            "config.json: layer_types differ between layers, which model_type 'ministral' has and"
+            " 'mistral' has not"
+        )
+    return llama_like(reader, rope=read_rope(reader, head_dim(reader)), window=window)
 
 
-def _qwen_windows(reader: ConfigReader) -> None:
-    """Qwen's window counts only when it is switched on, and from a given layer on."""
-    layers = reader.get("num_hidden_layers")
-    first = reader.get("max_window_layers", default=28)
-    if not reader.get("use_sliding_window", default=False):
-        reader.config["sliding_window"] = None
-    types = ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
-    reader.config.setdefault("layer_types", types)
+def ministral(reader: ConfigReader) -> DecoderConfig:
+    window = reader.nullable("sliding_window", 4096)
+    types = layer_types(reader, ["sliding_attention"] * layers(reader) if window else None)
+    return llama_like(
+        reader, rope=read_rope(reader, head_dim(reader)), window=windows(reader, types, window)
+    )
 
 
-def qwen2(reader: ConfigReader) -> DecoderConfig:
-    _qwen_windows(reader)
-    return _llama_like(reader, qkv_bias=True, output_bias=False)
+def ministral3(reader: ConfigReader) -> DecoderConfig:
+    """Queries grow with their position, as YaRN's settings say."""
+    parameters = rope_parameters(reader, theta=1e6)
+    temperature = TemperatureConfig(
+        beta=parameters.get("llama_4_scaling_beta") or 0.0,
+        floor=parameters.get("original_max_position_embeddings") or context(reader),
+    )
+    return llama_like(
+        reader,
+        eps=1e-5,
+        rope=read_rope(reader, head_dim(reader, 128), theta=1e6),
+        window=reader.nullable("sliding_window", None),
+        temperature=temperature if temperature.beta else None,
+    )
 
 
-def qwen3(reader: ConfigReader) -> DecoderConfig:
-    _qwen_windows(reader)
-    reader.config.setdefault("head_dim", 128)
-    return _llama_like(reader, head_norm=True)
+def smollm3(reader: ConfigReader) -> DecoderConfig:
+    """Every fourth layer goes without positions."""
+    count = layers(reader)
+    interval = reader.get("no_rope_layer_interval", default=4)
+    turned = reader.get("no_rope_layers", default=[(i + 1) % interval != 0 for i in range(count)])
+    on = reader.get("use_sliding_window", default=False)
+    guessed = ["full_attention" if has or not on else "sliding_attention" for has in turned]
+    types = layer_types(reader, guessed)
+    window = reader.get("sliding_window", default=None)
+    rope = read_rope(reader, head_dim(reader), theta=2e6)
+    return llama_like(
+        reader,
+        tied=True,
+        rope=[rope if has else None for has in turned],
+        window=[window if on and kind == "sliding_attention" else None for kind in types],
+        **biases(reader),
+    )
 
+
+def seed_oss(reader: ConfigReader) -> DecoderConfig:
+    reader.ignore("residual_dropout")
+    return llama_like(
+        reader,
+        head_dim=head_dim(reader, 128),
+        rope=read_rope(reader, head_dim(reader, 128)),
+        qkv_bias=reader.get("attention_bias", default=True),
+        output_bias=reader.get("attention_out_bias", default=False),
+    )
+
+
+def internlm3(reader: ConfigReader) -> DecoderConfig:
+    qkv = reader.get("qkv_bias", "attention_bias", default=False)
+    rest = reader.get("bias", "mlp_bias", default=False)
+    norm = rms_norm(reader, 1e-5)
+    attention = attention_layers(
+        reader,
+        head_dim=head_dim(reader, 128),
+        rope=read_rope(reader, head_dim(reader, 128)),
+        qkv_bias=qkv,
+        output_bias=rest,
+    )
+    return decoder(reader, blocks(attention, gated(reader, bias=rest), norm), norm)
+
+
+def cwm(reader: ConfigReader) -> DecoderConfig:
+    types = layer_types(
+        reader,
+        ["sliding_attention" if i % 4 else "full_attention" for i in range(layers(reader))],
+    )
+    return llama_like(
+        reader,
+        eps=1e-5,
+        head_dim=head_dim(reader, 128),
+        rope=read_rope(reader, head_dim(reader, 128), theta=1e6),
+        window=windows(reader, types, 8192),
+    )
+
+
+def helium(reader: ConfigReader) -> DecoderConfig:
+    size = head_dim(reader, 128)
+    rope = read_rope(reader, size, theta=1e5, fields={"interleaved": True})
+    return llama_like(
+        reader,
+        eps=1e-8,
+        head_dim=size,
+        rope=rope,
+        qkv_bias=reader.get("attention_bias", default=False),
+    )
+
+
+def ernie4_5(reader: ConfigReader) -> DecoderConfig:
+    bias = reader.get("use_bias", default=False)
+    size = head_dim(reader, 128)
+    norm = rms_norm(reader, 1e-5)
+    attention = attention_layers(
+        reader,
+        head_dim=size,
+        rope=read_rope(reader, size, theta=5e5, fields={"interleaved": True}),
+        qkv_bias=bias,
+        output_bias=bias,
+    )
+    return decoder(reader, blocks(attention, gated(reader, bias=bias), norm), norm, tied=True)
+
+
+def arcee(reader: ConfigReader) -> DecoderConfig:
+    """A feed-forward without gate: squared ReLU."""
+    norm = rms_norm(reader, 1e-5)
+    attention = attention_layers(reader, rope=read_rope(reader, head_dim(reader)), **biases(reader))
+    feed_forward = gated(
+        reader,
+        gated=False,
+        activation=activation(reader, default="relu2"),
+        bias=reader.get("mlp_bias", default=False),
+    )
+    return decoder(reader, blocks(attention, feed_forward, norm), norm)
+
+
+def apertus(reader: ConfigReader) -> DecoderConfig:
+    """xIELU without gate, norms of queries and keys."""
+    reader.expect("qk_norm", True)
+    reader.expect("post_norm", False)
+    norm = rms_norm(reader, 1e-5)
+    attention = attention_layers(
+        reader,
+        rope=read_rope(reader, head_dim(reader), theta=12e6),
+        **biases(reader),
+        **head_norm(norm),
+    )
+    feed_forward = FeedForwardConfig(
+        width=reader.get("intermediate_size"),
+        activation=activation(reader, default="xielu"),
+        gated=False,
+        bias=reader.get("mlp_bias", default=False),
+    )
+    return decoder(reader, blocks(attention, feed_forward, norm), norm)
+
+
+def exaone4(reader: ConfigReader) -> DecoderConfig:
+    """Norms behind the branches only; where some layers have windows, only those have RoPE."""
+    norm = rms_norm(reader, 1e-5)
+    pattern = reader.get("sliding_window_pattern", default=None)
+    step = len(pattern) if isinstance(pattern, str) else pattern
+    window = reader.nullable("sliding_window", 4096)
+    types = layer_types(reader, every(reader, step) if window and step else None)
+    size = head_dim(reader)
+    rope = read_rope(reader, size)
+    attention = attention_layers(
+        reader,
+        rope=[rope if window is None or kind == "sliding_attention" else None for kind in types],
+        window=windows(reader, types, window),
+        **head_norm(norm),
+    )
+    body = blocks(
+        attention,
+        gated(reader),
+        None,
+        attention_output_norm=norm,
+        feed_forward_output_norm=norm,
+    )
+    return decoder(reader, body, norm)
+
+
+BEHIND = (  # norms behind the branches, under the names of OLMo 2
+    rename(
+        "model.layers.{i}.post_attention_layernorm", "model.layers.{i}.attention_output_layernorm"
+    ),
+    rename(
+        "model.layers.{i}.post_feedforward_layernorm",
+        "model.layers.{i}.feed_forward_output_layernorm",
+    ),
+)
 
 FAMILIES = (
     Family("llama", llama),
     Family("mistral", mistral),
-    Family("qwen2", qwen2),
-    Family("qwen3", qwen3),
+    Family("ministral", ministral),
+    Family("ministral3", ministral3),
+    Family("smollm3", smollm3),
+    Family("seed_oss", seed_oss),
+    Family("internlm3", internlm3),
+    Family("cwm", cwm),
+    Family("helium", helium),
+    Family("ernie4_5", ernie4_5),
+    Family("arcee", arcee),
+    Family(
+        "apertus",
+        apertus,
+        (
+            rename("model.layers.{i}.attention_layernorm", "model.layers.{i}.input_layernorm"),
+            rename(
+                "model.layers.{i}.feedforward_layernorm",
+                "model.layers.{i}.post_attention_layernorm",
+            ),
+        ),
+    ),
+    Family("exaone4", exaone4, BEHIND),
 )

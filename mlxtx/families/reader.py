@@ -94,6 +94,11 @@ class ConfigReader:
             raise MlxtxError(f"config.json lacks {names[0]!r}, which {self.model_type} needs")
         return default
 
+    def nullable(self, name: str, default: Any) -> Any:
+        """The value of a key that may say null on purpose; ``default`` only where it is absent."""
+        self._read.add(name)
+        return self.config.get(name, default)
+
     def ignore(self, *names: str) -> None:
         """Keys this family knows to change nothing here."""
         self._read.update(names)

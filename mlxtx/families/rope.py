@@ -11,6 +11,7 @@ from typing import Any
 from mlxtx.decoder.config import RopeConfig, RopeScaling
 from mlxtx.decoder.positions import longrope_amplitude, yarn_amplitude
 from mlxtx.errors import MlxtxError
+from mlxtx.families.common import context
 from mlxtx.families.reader import ConfigReader
 
 _LAYER_TYPES = ("full_attention", "sliding_attention", "chunked_attention")
@@ -29,11 +30,12 @@ def rope_parameters(
     what the scaling needs. ``theta`` and ``partial`` are the family's defaults."""
     flat_theta = reader.get(*theta_names, default=theta)
     flat_partial = reader.get(*partial_names, default=partial)
-    nested = reader.get("rope_parameters", default=None)
-    legacy = reader.get("rope_scaling", default=None)
-    parameters: dict[str, Any] = dict(nested or legacy or {})
+    scaling = reader.get("rope_scaling", default=None)
+    parameters: dict[str, Any] = dict(scaling or reader.get("rope_parameters", default=None) or {})
     if any(name in parameters for name in _LAYER_TYPES):
         parameters = dict(parameters.get(layer_type or "full_attention") or {})
+    elif layer_type is not None and layer_type != "full_attention":
+        parameters = {}  # where layers differ, a flat scaling is that of the full ones
     kind = parameters.pop("rope_type", None) or parameters.pop("type", None) or "default"
     parameters.pop("type", None)
     parameters["rope_type"] = {"su": "longrope"}.get(kind, kind)
@@ -50,14 +52,13 @@ def read_rope(
     head_dim: int,
     layer_type: str | None = None,
     *,
-    context: int,
-    interleaved: bool = False,
-    tail: bool = False,
+    fields: dict[str, Any] | None = None,
     **defaults: Any,
 ) -> RopeConfig:
-    """The ``RopeConfig`` of a layer type; ``defaults`` go to ``rope_parameters``."""
+    """The ``RopeConfig`` of a layer type; ``fields`` are more of ``RopeConfig``'s, ``defaults``
+    go to ``rope_parameters``."""
     parameters = rope_parameters(reader, layer_type, **defaults)
-    return make_rope(parameters, head_dim, context=context, interleaved=interleaved, tail=tail)
+    return make_rope(parameters, head_dim, context=context(reader), **(fields or {}))
 
 
 def make_rope(
@@ -65,8 +66,7 @@ def make_rope(
     head_dim: int,
     *,
     context: int,
-    interleaved: bool = False,
-    tail: bool = False,
+    **fields: Any,
 ) -> RopeConfig:
     """A ``RopeConfig`` from one dictionary of rope parameters."""
     left = dict(parameters)
@@ -89,9 +89,7 @@ def make_rope(
     if left:
         names = ", ".join(f"{k}={v!r}" for k, v in sorted(left.items()))
         raise MlxtxError(f"config.json: RoPE of type {kind!r} has keys that nothing knows: {names}")
-    return RopeConfig(
-        dims=dims, base=float(base), interleaved=interleaved, scaling=scaling, tail=tail
-    )
+    return RopeConfig(dims=dims, base=float(base), scaling=scaling, **fields)
 
 
 # Read elsewhere, or of no effect for the type that carries them.
@@ -121,7 +119,7 @@ def _proportional(left: dict, context: int) -> RopeScaling:
     return RopeScaling(
         kind="proportional",
         factor=left.pop("factor", None) or 1.0,
-        low_frequency_factor=left.pop("partial"),
+        turning=left.pop("partial"),
     )
 
 

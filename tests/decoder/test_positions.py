@@ -118,7 +118,7 @@ def test_llama3_keeps_short_and_stretches_long_wavelengths():
 
 
 def test_proportional_rope_leaves_channels_still():
-    scaling = RopeScaling(kind="proportional", low_frequency_factor=0.5)
+    scaling = RopeScaling(kind="proportional", turning=0.5)
     table = wavelengths(RopeConfig(dims=8, base=100.0, scaling=scaling))
     np.testing.assert_allclose(table[:2], 100.0 ** (np.arange(0, 4, 2) / 8), rtol=1e-6)
     assert np.isinf(table[2:]).all()

@@ -29,7 +29,7 @@ class Sizes:
     head_dim: int = 16
     window: int = 12
     context: int = 128
-    original_context: int = 24  # where longrope and dynamic scaling switch
+    original_context: int = 16  # where longrope and dynamic scaling switch
     experts: int = 8
     chosen: int = 2
     expert_width: int = 24

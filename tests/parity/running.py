@@ -1,0 +1,104 @@
+"""Running a fixture through mlxtx in every way of feeding a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from recipe import Fixture
+
+from mlxtx.decoder.model import DecoderModel
+from mlxtx.families import family_for
+from mlxtx.families.names import Plan
+
+CHUNKS = (20, 20, 8)
+
+
+def ours(fixture: Fixture, legacy: bool = False) -> dict[str, mx.array]:
+    """The fixture's tensors under our names."""
+    config = fixture.legacy_config if legacy else fixture.config
+    theirs = {name: mx.array(values) for name, values in fixture.weights(legacy).items()}
+    shapes = {name: array.shape for name, array in theirs.items()}
+    return _move(family_for(config).names(config).plan_load(shapes), theirs)
+
+
+def theirs(fixture: Fixture, ours: dict[str, mx.array]) -> dict[str, mx.array]:
+    """Our tensors under the family's names."""
+    shapes = {name: array.shape for name, array in ours.items()}
+    return _move(family_for(fixture.config).names(fixture.config).plan_save(shapes), ours)
+
+
+def _move(plan: Plan, tensors: dict[str, mx.array]) -> dict[str, mx.array]:
+    assert not plan.incomplete, plan.incomplete
+    moved: dict[str, mx.array] = {}
+    for group in plan.groups:
+        arrays = group.apply([tensors[name] for name in group.sources])
+        moved.update(zip(group.targets, arrays, strict=True))
+    return moved
+
+
+def build(fixture: Fixture, legacy: bool = False) -> DecoderModel:
+    """The fixture's model with its weights, read through the family's config and names."""
+    config = fixture.legacy_config if legacy else fixture.config
+    model = DecoderModel(family_for(config).decoder_config(config))
+    weights = ours(fixture, legacy)
+
+    def packed(path: str, module: Any) -> bool:
+        return f"{path}.scales" in weights
+
+    nn.quantize(model, group_size=32, bits=4, mode="mxfp4", class_predicate=packed)
+    model.load_weights(list(weights.items()), strict=True)
+    return model
+
+
+def whole(model: DecoderModel, tokens: np.ndarray) -> np.ndarray:
+    return np.array(model(mx.array(tokens)[None]))[0]
+
+
+def in_pieces(
+    model: DecoderModel, tokens: np.ndarray, pieces: Sequence[int], length: int | None = None
+) -> np.ndarray:
+    """Logits [T, V] of a prompt fed piece by piece through a cache."""
+    cache, rows, start = model.make_cache(), [], 0
+    for count in pieces:
+        piece = mx.array(tokens[start : start + count])[None]
+        rows.append(np.array(model(piece, cache=cache, length=length))[0])
+        start += count
+    return np.concatenate(rows)
+
+
+def left_padded(model: DecoderModel, prompts: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Logits of prompts of different lengths in one batch, padded at the start, through a cache."""
+    longest = max(len(prompt) for prompt in prompts)
+    padding = [longest - len(prompt) for prompt in prompts]
+    batch = np.stack([np.pad(p, (n, 0)) for p, n in zip(prompts, padding, strict=True)])
+    cache = model.make_cache(left_padding=padding)
+    logits = np.array(model(mx.array(batch), cache=cache))
+    return [rows[n:] for rows, n in zip(logits, padding, strict=True)]
+
+
+def greedy(model: DecoderModel, tokens: np.ndarray, count: int) -> list[int]:
+    cache = model.make_cache()
+    new: list[int] = []
+    piece = mx.array(tokens)[None]
+    for _ in range(count):
+        choice = int(mx.argmax(model(piece, cache=cache, last=1)[0, -1]))
+        new.append(choice)
+        piece = mx.array([[choice]])
+    return new
+
+
+def greedy_misses(
+    new: Sequence[int], expected: np.ndarray, margins: np.ndarray, allowed: float
+) -> Any:
+    """The first token that differs although its margin was clear, or None.
+
+    Once a token differs within the allowed error, what follows is another text.
+    """
+    for i, (ours, theirs) in enumerate(zip(new, expected, strict=True)):
+        if ours != theirs:
+            return i if margins[i] > allowed else None
+    return None

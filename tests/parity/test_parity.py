@@ -1,0 +1,83 @@
+"""Every family against transformers: logits and greedy tokens, in every way of feeding a prompt.
+
+The standard: no logit is further from transformers' (float32, eager) than 3e-4 of the logits'
+standard deviation, and greedy tokens are equal wherever the margin is above that.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import running
+from recipe import Fixture, fixture_names
+
+from mlxtx.families import families, family_for
+
+TOLERANCE = 3e-4  # of the logits' standard deviation
+
+NAMES = [name for name in fixture_names() if Fixture.load(name).model_type in families()]
+
+
+@cache
+def fixture_of(name: str) -> Fixture:
+    return Fixture.load(name)
+
+
+def allowed(fixture: Fixture) -> float:
+    return TOLERANCE * float(fixture.arrays["logits_long"].std())
+
+
+def assert_close(fixture: Fixture, got: np.ndarray, expected: str) -> None:
+    error = np.abs(got - fixture.arrays[expected]).max()
+    assert error <= allowed(fixture), f"{error:.2g} off, {allowed(fixture):.2g} allowed"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_and_tokens_are_those_of_transformers(name: str) -> None:
+    fixture = fixture_of(name)
+    model = running.build(fixture)
+    long, short = fixture.arrays["tokens_long"], fixture.arrays["tokens_short"]
+    steps = "logits_steps" if "logits_steps" in fixture.arrays else "logits_long"
+
+    assert_close(fixture, running.whole(model, long), "logits_long")
+    assert_close(fixture, running.whole(model, short), "logits_short")
+    assert_close(fixture, running.in_pieces(model, long, [1] * len(long)), steps)
+    chunks = running.in_pieces(model, long, running.CHUNKS, length=len(long))
+    assert_close(fixture, chunks, "logits_long")
+    padded_long, padded_short = running.left_padded(model, [long, short])
+    assert_close(fixture, padded_long, "logits_long")
+    assert_close(fixture, padded_short, "logits_short")
+
+    for prompt, tag in ((long, "long"), (short, "short")):
+        expected, margins = fixture.arrays[f"greedy_{tag}"], fixture.arrays[f"margin_{tag}"]
+        new = running.greedy(model, prompt, len(expected))
+        miss = running.greedy_misses(new, expected, margins, allowed(fixture))
+        assert miss is None, f"token {miss}: {new} instead of {expected.tolist()}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_generations_of_config_describe_the_same_decoder(name: str) -> None:
+    fixture = fixture_of(name)
+    new = family_for(fixture.config).decoder_config(fixture.config)
+    old = family_for(fixture.legacy_config).decoder_config(fixture.legacy_config)
+    assert old == new
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_go_there_and_back(name: str) -> None:
+    """Our tensors, saved under the family's names, are the checkpoint's bits; older spellings of
+    the names load as the same tensors."""
+    fixture = fixture_of(name)
+    theirs = fixture.weights()
+    ours = running.ours(fixture)
+    again = running.theirs(fixture, ours)
+    assert sorted(again) == sorted(theirs)
+    for tensor, values in theirs.items():
+        assert np.array_equal(np.array(again[tensor]), values), tensor
+    if fixture.hub_renames:
+        old = running.ours(fixture, legacy=True)
+        assert sorted(old) == sorted(ours)
+        assert all(mx.array_equal(old[tensor], ours[tensor]) for tensor in ours)
