@@ -134,8 +134,11 @@ class PlainCache:
     def copy(self) -> PlainCache:
         other = PlainCache()
         other.rows = self.rows
-        # A slice update makes a new array when the old one is still held elsewhere.
-        other._keys, other._values = self._keys, self._values
+        # Handles of their own: a slice update changes the very object it is written to, but the
+        # rows behind it are only copied when another handle still holds them.
+        other._keys, other._values = (
+            None if array is None else mx.array(array) for array in (self._keys, self._values)
+        )
         return other
 
 
