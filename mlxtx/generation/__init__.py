@@ -1,0 +1,1 @@
+"""Sampling, the token loop, stop strings, sessions and beam search."""

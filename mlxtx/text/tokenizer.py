@@ -101,6 +101,12 @@ class Tokenizer:
         content = self.named.get(name)
         return None if content is None else self.id_of(content)
 
+    @property
+    def thinking_ids(self) -> tuple[int, int] | None:
+        """Ids of ``<think>`` and ``</think>`` where the vocabulary has them as single tokens."""
+        start, end = self.id_of("<think>"), self.id_of("</think>")
+        return None if start is None or end is None else (start, end)
+
     def __len__(self) -> int:
         return self.pieces.size()
 

@@ -7,10 +7,10 @@ import sys
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vocabularies import KINDS, byte_level, sentencepiece_model
 
 from mlxtx.text.backends import SentencePieces, TokenizersPieces
 from mlxtx.text.tokenizer import Tokenizer
+from tests.text.vocabularies import KINDS, byte_level, sentencepiece_model
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import pytest
 import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vocabularies import byte_fallback, byte_level, sentencepiece_model
 
 from mlxtx.errors import MlxtxError
 from mlxtx.text.tokenizer import Tokenizer, check_messages
+from tests.text.vocabularies import byte_fallback, byte_level, sentencepiece_model
 
 
 def write(folder: Path, **files) -> Path:

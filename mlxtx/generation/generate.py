@@ -1,0 +1,340 @@
+"""From token ids to events and completions, for one prompt or a batch of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+
+from mlxtx.errors import MlxtxError
+from mlxtx.events import Delta, Done, Event, Prefill, Stats
+from mlxtx.generation.beam import beam_search
+from mlxtx.generation.loop import (
+    PREFILL_CHUNK,
+    TokenLogprob,
+    TokenStep,
+    padding,
+    token_steps,
+)
+from mlxtx.generation.sampling import Sampler, Sampling
+from mlxtx.generation.session import Session, context_limit
+from mlxtx.generation.stop import StopStrings
+
+if TYPE_CHECKING:
+    from mlxtx.decoder.model import DecoderModel
+    from mlxtx.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Sampling):
+    """How to generate: all of ``Sampling`` and
+
+    max_tokens      at most this many new tokens
+    stop            strings that end the answer and are not part of it
+    logprobs        n: keep the log-probability of every token and of the n most likely (None: off)
+    beams           above 1: beam search of this width, without sampling
+    length_penalty  beams are ranked by log-probability / length ** length_penalty
+    ignore_end      go on after an end token (benchmarks)
+    kv              how the cache keeps keys and values, "k8v4g64" for instance (None: as they are)
+    prefill_chunk   tokens of the prompt in one forward pass
+    should_stop     asked before every token; True ends the answer and keeps what is there
+    """
+
+    max_tokens: int = 512
+    stop: str | Sequence[str] = ()
+    logprobs: int | None = None
+    beams: int = 1
+    length_penalty: float = 1.0
+    ignore_end: bool = False
+    kv: str | None = None
+    prefill_chunk: int = PREFILL_CHUNK
+    should_stop: Callable[[], bool] = lambda: False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_tokens < 1:
+            raise MlxtxError(f"max_tokens must be 1 or more, not {self.max_tokens}")
+        if self.prefill_chunk < 1:
+            raise MlxtxError(f"prefill_chunk must be 1 or more, not {self.prefill_chunk}")
+        if self.beams < 1:
+            raise MlxtxError(f"beams must be 1 or more, not {self.beams}")
+        penalties = (self.repetition_penalty - 1, self.presence_penalty, self.frequency_penalty)
+        if self.beams > 1 and (self.temperature or any(penalties) or self.logit_bias):
+            raise MlxtxError("beam search takes no temperature, penalties or logit_bias")
+
+    @property
+    def stops(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else list(self.stop)
+
+    @staticmethod
+    def named(**values: object) -> Options:
+        """Options from keywords; an unknown one is an error that lists what there is."""
+        known = Options.__dataclass_fields__
+        unknown = [name for name in values if name not in known]
+        if unknown:
+            raise MlxtxError(f"unknown option {unknown[0]!r}; there are {', '.join(sorted(known))}")
+        return Options(**values)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A finished answer.
+
+    text           without the end token and without the stop string
+    tokens         every generated id, an end token included
+    finish_reason  "stop" (end token), "stop_string", "length" or "stopped"
+    stats          times, speeds and memory (``mlxtx.events.Stats``)
+    logprobs       one ``TokenLogprob`` a token when asked for
+    """
+
+    text: str
+    tokens: list[int]
+    finish_reason: str
+    stats: Stats
+    logprobs: list[TokenLogprob] | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class _Row:
+    """The text of one sequence while its tokens arrive."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], options: Options) -> None:
+        self.prompt = prompt
+        self.ends = frozenset() if options.ignore_end else tokenizer.eos_ids
+        self.stream = tokenizer.stream()
+        self.stops = StopStrings(options.stops)
+        self.tokens: list[int] = []
+        self.logprobs: list[TokenLogprob] = []
+        self.parts: list[str] = []
+        self.reason: str | None = None
+        self.marks = tokenizer.thinking_ids
+        self.thinking = _ends_thinking(prompt, self.marks)
+
+    def push(self, token: int, logprob: TokenLogprob | None) -> Delta:
+        self.tokens.append(token)
+        if logprob:
+            self.logprobs.append(logprob)
+        value = logprob.logprob if logprob else None
+        if token in self.ends:
+            self.reason = "stop"
+            return Delta(text="", token=token, logprob=value)
+        text = self._show(self.stops.push(self.stream.push(token)))
+        if self.stops.found is not None:
+            self.reason = "stop_string"
+        # The marks themselves belong to the thinking.
+        thinking = self.thinking or token in (self.marks or ())
+        if self.marks and token in self.marks:
+            self.thinking = token == self.marks[0]
+        kind = "thinking" if thinking else "text"
+        return Delta(text=text, kind=kind, token=token, logprob=value)
+
+    def finish(self, reason: str) -> Delta | None:
+        """Gives out what was held back; ``reason`` counts unless the row ended by itself."""
+        rest = self._show(self.stops.push(self.stream.finish()) + self.stops.finish())
+        if self.reason is None:
+            self.reason = "stop_string" if self.stops.found is not None else reason
+        return Delta(text=rest, kind="thinking" if self.thinking else "text") if rest else None
+
+    def _show(self, text: str) -> str:
+        if text:
+            self.parts.append(text)
+        return text
+
+
+def _ends_thinking(prompt: Sequence[int], marks: tuple[int, int] | None) -> bool:
+    """Some chat templates open the thinking themselves: the prompt's last mark decides."""
+    last = next((token for token in reversed(prompt) if marks and token in marks), None)
+    return marks is not None and last == marks[0]
+
+
+class _Clock:
+    """Times and memory of one generation."""
+
+    def __init__(self) -> None:
+        mx.reset_peak_memory()
+        self.start = self.first = self.last = time.perf_counter()
+        self.steps = 0
+
+    def step(self) -> None:
+        self.last = time.perf_counter()
+        self.steps += 1
+        if self.steps == 1:
+            self.first = self.last
+
+    def stats(self, *, prompt: int, reused: int, generated: int, fed: int, cache: int) -> Stats:
+        waited, decoding = self.first - self.start, self.last - self.first
+        return Stats(
+            prompt_tokens=prompt,
+            reused_tokens=reused,
+            generated_tokens=generated,
+            time_to_first_token=waited,
+            prefill_tokens_per_second=fed / waited if waited > 0 and self.steps else 0.0,
+            decode_tokens_per_second=(self.steps - 1) / decoding if decoding > 0 else 0.0,
+            cache_bytes=cache,
+            memory_bytes=mx.get_active_memory(),
+            peak_memory_bytes=mx.get_peak_memory(),
+        )
+
+
+class Generation:
+    """Prompts (token ids) being answered. Iterate ``events()``, then read ``completions()``."""
+
+    def __init__(
+        self,
+        model: DecoderModel,
+        tokenizer: Tokenizer,
+        prompts: Sequence[Sequence[int]],
+        options: Options,
+        *,
+        session: Session | None = None,
+        seeds: Sequence[int | None] | None = None,
+    ) -> None:
+        limit = context_limit(model.config)
+        for prompt in prompts:
+            _check_prompt(prompt, limit, model.config.vocabulary)
+        if session is not None and len(prompts) > 1:
+            raise MlxtxError("a session holds one conversation; give it one prompt at a time")
+        room = limit - max((len(prompt) for prompt in prompts), default=0) + 1
+        self.options = replace(options, max_tokens=min(options.max_tokens, room))
+        self.model = model
+        self.seeds = seeds
+        self.session = session
+        self.rows = [_Row(tokenizer, prompt, options) for prompt in prompts]
+        self.reused = 0
+
+    def events(self) -> Iterator[tuple[int, Event]]:
+        """(row, event): ``Prefill`` of the whole batch under row 0, ``Delta`` and ``Done``."""
+        if not self.rows:
+            return
+        self._clock = _Clock()
+        try:
+            yield from self._run_beams() if self.options.beams > 1 else self._run()
+        except GeneratorExit:
+            raise
+        except BaseException:
+            if self.session is not None:  # half a step may be in it
+                self.session.reset()
+            raise
+
+    def _run(self) -> Iterator[tuple[int, Event]]:
+        options, prompts = self.options, [row.prompt for row in self.rows]
+        feed: list[Sequence[int]] = list(prompts)
+        if self.session is not None:
+            self.reused = self.session.start(prompts[0])
+            self._cache = self.session.cache
+            feed = [prompts[0][self.reused :]]
+        else:
+            self._cache = self.model.make_cache(kv=options.kv, left_padding=padding(prompts))
+        steps = token_steps(
+            self.model,
+            feed,
+            cache=self._cache,
+            sampler=Sampler(options, prompts, self.model.config.vocabulary, self.seeds),
+            max_tokens=options.max_tokens,
+            prefill_chunk=options.prefill_chunk,
+            logprobs=options.logprobs,
+            should_stop=options.should_stop,
+        )
+        for step in steps:
+            if isinstance(step, Prefill):
+                yield 0, replace(step, done=step.done + self.reused, total=step.total + self.reused)
+                continue
+            self._clock.step()
+            yield from self._take(step)
+            if all(row.reason for row in self.rows):
+                break
+        full = all(row.reason or len(row.tokens) >= options.max_tokens for row in self.rows)
+        for index, row in enumerate(self.rows):
+            if row.reason is None:
+                yield from self._end(index, "length" if full else "stopped")
+
+    def _take(self, step: TokenStep) -> Iterator[tuple[int, Event]]:
+        if self.session is not None:
+            self.session.tokens.append(step.tokens[0])
+        for index, row in enumerate(self.rows):
+            if row.reason is None:
+                logprob = step.logprobs[index] if step.logprobs else None
+                yield index, row.push(step.tokens[index], logprob)
+                if row.reason is not None:
+                    yield from self._end(index, row.reason)
+
+    def _end(self, index: int, reason: str) -> Iterator[tuple[int, Event]]:
+        row = self.rows[index]
+        rest = row.finish(reason)
+        if rest:
+            yield index, rest
+        yield index, Done(reason=row.reason or reason, stats=self.stats(index))
+
+    def _run_beams(self) -> Iterator[tuple[int, Event]]:
+        options = self.options
+        if self.session is not None or options.logprobs is not None:
+            raise MlxtxError("beam search works without a session and without logprobs")
+        self._cache = self.model.make_cache(kv=options.kv)
+        for index, row in enumerate(self.rows):
+            beams = beam_search(
+                self.model,
+                row.prompt,
+                beams=options.beams,
+                max_tokens=options.max_tokens,
+                length_penalty=options.length_penalty,
+                ends=row.ends,
+                kv=options.kv,
+                prefill_chunk=options.prefill_chunk,
+                should_stop=options.should_stop,
+            )
+            for token in beams[0].tokens if beams else ():
+                self._clock.step()
+                yield index, row.push(token, None)
+                if row.reason is not None:
+                    break
+            full = len(row.tokens) >= options.max_tokens
+            yield from self._end(index, "length" if full else "stopped")
+
+    def stats(self, index: int) -> Stats:
+        row = self.rows[index]
+        fed = sum(len(other.prompt) for other in self.rows) - self.reused
+        return self._clock.stats(
+            prompt=len(row.prompt),
+            reused=self.reused,
+            generated=len(row.tokens),
+            fed=fed,
+            cache=self._cache.nbytes,
+        )
+
+    def completions(self) -> list[Completion]:
+        """The answers so far, in the order of the prompts; runs what has not run yet."""
+        if any(row.reason is None for row in self.rows):
+            for _ in self.events():
+                pass
+        keep = self.options.logprobs is not None
+        return [
+            Completion(
+                "".join(row.parts),
+                row.tokens,
+                row.reason or "stopped",
+                self.stats(index),
+                row.logprobs if keep else None,
+            )
+            for index, row in enumerate(self.rows)
+        ]
+
+
+def _check_prompt(prompt: Sequence[int], limit: int, vocabulary: int) -> None:
+    if not len(prompt):
+        raise MlxtxError("the prompt is empty; give at least one token")
+    if len(prompt) > limit:
+        raise MlxtxError(
+            f"the prompt has {len(prompt)} tokens, more than the model's context of {limit};"
+            " shorten it or use a model with a longer context"
+        )
+    worst = max(prompt)
+    if min(prompt) < 0 or worst >= vocabulary:
+        raise MlxtxError(
+            f"the prompt holds token {worst if worst >= vocabulary else min(prompt)}, but the"
+            f" model knows 0 to {vocabulary - 1}; do tokenizer and model belong together?"
+        )

@@ -1,0 +1,81 @@
+"""A cache kept between prompts, so that what two prompts share is computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlxtx.cache import ModelCache
+    from mlxtx.decoder.config import DecoderConfig
+    from mlxtx.decoder.model import DecoderModel
+
+
+class Session:
+    """One conversation's cache and the tokens that are in it.
+
+    ``start(prompt)`` rolls the cache back to the longest common beginning of what it holds and
+    ``prompt``; ``tokens`` then grows as the caller feeds more.
+    """
+
+    def __init__(self, model: DecoderModel, kv: str | None = None) -> None:
+        self.model = model
+        self.kv = kv
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        self.cache: ModelCache = self.model.make_cache(kv=self.kv)
+        self.tokens: list[int] = []
+        self._regime = 0
+
+    def start(self, prompt: Sequence[int]) -> int:
+        """Tokens of ``prompt`` that need not be fed again: all but the last at most."""
+        regime = rope_regime(self.model.config, len(prompt))
+        shared = self._shared(prompt) if regime == self._regime else 0
+        try:
+            self.cache.rollback(self.cache.offset - shared)
+        except (ValueError, NotImplementedError):  # rows that a cache no longer has
+            shared = 0
+        if not shared:
+            self.reset()
+        self._regime = regime
+        self.tokens = list(prompt)
+        return shared
+
+    def _shared(self, prompt: Sequence[int]) -> int:
+        # The cache may hold fewer tokens than were chosen: the newest is fed with the next step.
+        limit = min(self.cache.offset, len(self.tokens), len(prompt) - 1)
+        for index in range(limit):
+            if self.tokens[index] != prompt[index]:
+                return index
+        return max(limit, 0)
+
+
+def rope_regime(config: DecoderConfig, length: int) -> int:
+    """Sequences of one regime have the same rotary frequencies, so their keys can be shared.
+
+    LongRoPE has two sets of factors, dynamic scaling one base for every length beyond the
+    trained context; everything else is regime 0.
+    """
+    regime = 0
+    for block in config.blocks:
+        rope = getattr(block.attention, "rope", None)
+        scaling = rope.scaling if rope else None
+        if scaling and scaling.depends_on_length and length > scaling.original_context:
+            regime = max(regime, length if scaling.kind == "dynamic" else 1)
+    return regime
+
+
+def context_limit(config: DecoderConfig) -> int:
+    """The longest sequence in tokens: the configured context, or what a RoPE scaling makes of it.
+
+    YaRN and dynamic scaling are often switched on without touching the configured context.
+    """
+    limit = config.context
+    for block in config.blocks:
+        rope = getattr(block.attention, "rope", None)
+        scaling = rope.scaling if rope else None
+        if scaling and scaling.kind in ("yarn", "dynamic"):
+            limit = max(limit, int(scaling.original_context * scaling.factor))
+    return limit

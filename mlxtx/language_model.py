@@ -1,0 +1,213 @@
+"""A model and its tokenizer as one thing that answers prompts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlxtx.errors import MlxtxError
+from mlxtx.events import Delta, Done, Event, Loaded
+from mlxtx.generation.generate import Completion, Generation, Options
+from mlxtx.generation.session import Session, context_limit
+from mlxtx.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+    from mlxtx.decoder.model import DecoderModel
+
+__all__ = ["ChatSession", "Completion", "LanguageModel", "Prompt", "load"]
+
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
+
+
+def load(
+    path_or_repo: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    revision: str | None = None,
+    dtype: str | mx.Dtype | None = None,
+    on_event: Callable[[Event], None] | None = None,
+) -> LanguageModel:
+    """Loads a checkpoint folder, or a Hub repository that is downloaded first.
+
+    adapter: a folder with a LoRA adapter to put on the model. revision: a branch, tag or commit
+    of the repository. dtype: "float32", "float16" or "bfloat16" instead of the checkpoint's own.
+    on_event: gets ``Progress`` while bytes arrive and ``Loaded`` at the end.
+    Raises MlxtxError with one line that says what is wrong.
+    """
+    import mlx.core as mx
+
+    from mlxtx.checkpoint import load_model, resolve
+
+    start = time.perf_counter()
+    folder = resolve(path_or_repo, revision, on_event=on_event)
+    tokenizer = Tokenizer.load(folder)  # quick, so its errors come before the weights are read
+    model, config = load_model(folder, dtype, on_event=on_event)
+    if adapter is not None:
+        from mlxtx.tuning import load_adapter
+
+        load_adapter(model, adapter)
+    loaded = LanguageModel(model, tokenizer, config, name=str(path_or_repo))
+    if on_event:
+        on_event(
+            Loaded(
+                model=loaded.name,
+                seconds=time.perf_counter() - start,
+                bytes=mx.get_active_memory(),
+                context=loaded.context,
+            )
+        )
+    return loaded
+
+
+class LanguageModel:
+    """Generates text.
+
+    model      tokens [B, T] -> logits [B, T, V]; has ``make_cache`` (see ``mlxtx.load_model``)
+    tokenizer  ``encode``, ``decode``, ``encode_chat``, ``eos_ids``
+    config     the checkpoint's ``config.json``; what was made of it is ``model.config``
+
+    A prompt is a text, which is continued; a list of messages (dicts with role and content), which
+    the model's chat template turns into a text; or token ids.
+    """
+
+    def __init__(
+        self,
+        model: DecoderModel,
+        tokenizer: Tokenizer,
+        config: Mapping[str, Any] | None = None,
+        *,
+        name: str = "",
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.config = dict(config or {})
+        self.name = name
+
+    @property
+    def context(self) -> int:
+        """The longest sequence in tokens."""
+        return context_limit(self.model.config)
+
+    def encode(self, prompt: Prompt, **template: Any) -> list[int]:
+        """Token ids of a prompt; ``template`` goes to the chat template (enable_thinking ...)."""
+        if isinstance(prompt, str):
+            if not prompt:
+                raise MlxtxError("the prompt is empty; give at least one character")
+            return self.tokenizer.encode(prompt)
+        items = list(prompt)
+        if items and isinstance(items[0], Mapping):
+            return self.tokenizer.encode_chat(items, **template)  # type: ignore[arg-type]
+        try:
+            return [int(token) for token in items]  # type: ignore[arg-type, call-overload]
+        except (TypeError, ValueError):
+            raise MlxtxError(
+                "a prompt is a text, a list of messages or a list of token ids"
+            ) from None
+
+    def generate(self, prompt: Prompt, **options: Any) -> Completion:
+        """The whole answer.
+
+        Options: max_tokens=512, temperature=0.0, top_k, top_p, min_p, repetition_penalty,
+        presence_penalty, frequency_penalty, logit_bias, seed, stop, logprobs, beams,
+        length_penalty, kv, prefill_chunk, should_stop (``mlxtx.generation.Options`` says what
+        each does), session (a ``Session`` whose cache is reused) and template (a dict for the
+        chat template).
+        """
+        return self._generation([prompt], **options).completions()[0]
+
+    def stream(self, prompt: Prompt, **options: Any) -> Iterator[Event]:
+        """The answer while it is made: ``Prefill`` ..., ``Delta`` ..., ``Done(reason, stats)``.
+
+        Takes the options of ``generate``. The deltas joined are the text of the completion.
+        """
+        for _, event in self._generation([prompt], **options).events():
+            yield event
+
+    def generate_batch(
+        self, prompts: Sequence[Prompt], *, seed: int | Sequence[int] | None = None, **options: Any
+    ) -> list[Completion]:
+        """One completion a prompt, computed together; the same tokens as one by one.
+
+        ``seed`` may be a list, one for each prompt.
+        """
+        if not prompts:
+            return []
+        seeds = [seed] * len(prompts) if seed is None or isinstance(seed, int) else list(seed)
+        if len(seeds) != len(prompts):
+            raise MlxtxError(f"{len(seeds)} seeds were given for {len(prompts)} prompts")
+        return self._generation(prompts, seeds=seeds, **options).completions()
+
+    def _generation(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        session: Session | None = None,
+        seeds: Sequence[int | None] | None = None,
+        template: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Generation:
+        ids = [self.encode(prompt, **(template or {})) for prompt in prompts]
+        named = Options.named(**options)
+        return Generation(self.model, self.tokenizer, ids, named, session=session, seeds=seeds)
+
+    def session(self, kv: str | None = None) -> Session:
+        """A cache to keep between prompts; ``kv`` names how it stores keys and values."""
+        return Session(self.model, kv)
+
+    def chat(self, system: str | None = None, **settings: Any) -> ChatSession:
+        """A conversation with memory."""
+        return ChatSession(self, system, **settings)
+
+
+class ChatSession:
+    """Messages and the cache they fill, so that each turn costs only what is new in it.
+
+    ``messages`` may be changed between turns: what still agrees with the cache is reused.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        system: str | None = None,
+        *,
+        kv: str | None = None,
+        template: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model = model
+        self.system = system
+        self.template = dict(template or {})
+        self.session = model.session(kv)
+        self.messages: list[dict[str, Any]] = []
+
+    def stream(self, text: str, **options: Any) -> Iterator[Event]:
+        """Adds the user's ``text`` and streams the answer; what arrived is kept, however it ends."""
+        self.messages.append({"role": "user", "content": text})
+        parts: list[str] = []
+        finished = False
+        try:
+            prompt = [*self._system(), *self.messages]
+            events = self.model.stream(
+                prompt, session=self.session, template=self.template, **options
+            )
+            for event in events:
+                if isinstance(event, Delta):
+                    parts.append(event.text)
+                finished = finished or isinstance(event, Done)
+                yield event
+        finally:
+            if parts or finished:
+                self.messages.append({"role": "assistant", "content": "".join(parts)})
+            else:
+                self.messages.pop()
+
+    def _system(self) -> list[dict[str, Any]]:
+        return [{"role": "system", "content": self.system}] if self.system else []
+
+    def reset(self) -> None:
+        """Forgets the conversation, not the system message."""
+        self.messages.clear()
+        self.session.reset()
