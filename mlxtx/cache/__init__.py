@@ -1,17 +1,22 @@
 """The cache owns attention: the block hands it projections and never asks what kind it is."""
 
 from mlxtx.cache.attention import AttentionSpec, attention
-from mlxtx.cache.base import LayerCache, ModelCache, PlainCache, Uncached
+from mlxtx.cache.base import LayerCache, Uncached
+from mlxtx.cache.layer import RowsCache
 from mlxtx.cache.make import make_cache
+from mlxtx.cache.model_cache import ModelCache
+from mlxtx.cache.settings import KVSettings, parse_kv
 from mlxtx.cache.step import Step
 
 __all__ = [
     "AttentionSpec",
+    "KVSettings",
     "LayerCache",
     "ModelCache",
-    "PlainCache",
+    "RowsCache",
     "Step",
     "Uncached",
     "attention",
     "make_cache",
+    "parse_kv",
 ]

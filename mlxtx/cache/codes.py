@@ -1,0 +1,163 @@
+"""One slice of rows as attention needs it: scores of queries over it, and products with its values.
+
+Codes are decoded for one slice at a time. Keys that were turned by a Hadamard matrix stay turned
+(the queries are turned alike), and products of turned values are turned back: both are fewer rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import mlx.core as mx
+
+from mlxtx.cache.numerics import on_gpu
+from mlxtx.cache.rows import Rows
+from mlxtx.cache.segment import Part
+from mlxtx.metal_kernels.kv_quantize import (
+    QuantizedRows,
+    kv_dequantize,
+    rotate_rows,
+    rotation_block,
+)
+
+FEW_QUERIES = 8  # up to here a GPU multiplies with the codes as they are
+
+
+class SliceReader:
+    """Keys and values of a part, decoded when first used."""
+
+    def __init__(
+        self,
+        part: Part,
+        value_dim: int | None,
+        precision: mx.Dtype,
+        expand: Callable[[mx.array], tuple[mx.array, mx.array]] | None,
+    ):
+        self.precision = precision
+        keys, values = part.keys, part.values
+        if expand is not None:
+            whole = kv_dequantize(keys) if isinstance(keys, QuantizedRows) else keys
+            keys, values = expand(whole)
+        self.value_dim = value_dim if values is None else None
+        if isinstance(keys, QuantizedRows) and keys.rotated and self.value_dim:
+            # A block of the rotation may reach across the values' end.
+            keys = keys if split_by_blocks(keys, self.value_dim) else kv_dequantize(keys)
+        self._keys = _Decoded(keys, precision)
+        self._values = self._keys if values is None else _Decoded(values, precision)
+
+    def scores(self, q: mx.array) -> mx.array:
+        """q [B, K, G, T, D] times the keys: [B, K, G, T, S]."""
+        return self._keys.dot(q)
+
+    def product(self, weights: mx.array) -> mx.array:
+        """Weights [B, K, G, T, S] times the values: [B, K, G, T, Dv]."""
+        return self._values.weighed(weights, self.value_dim)
+
+
+class _Decoded:
+    """Rows [B, K, S, D] in the precision of the sums. Codes of 2, 4 and 8 bits come out as planes
+    (``unpack``), their channels in another order, which queries and products follow."""
+
+    def __init__(self, rows: Rows, precision: mx.Dtype):
+        self.rows, self.precision = rows, precision
+        self.planes = 1
+        self._decoded: mx.array | None = None
+        if isinstance(rows, QuantizedRows):
+            unpacked = not on_gpu() and rows.bits in (2, 4, 8)
+            self.planes = 8 // rows.bits if unpacked else 1
+
+    def decoded(self) -> mx.array:
+        if self._decoded is None:
+            rows = self.rows
+            if not isinstance(rows, QuantizedRows):
+                self._decoded = rows.astype(self.precision)
+            elif not on_gpu() and rows.bits in (2, 4, 8):
+                self._decoded = unpack(rows).astype(self.precision)
+            else:
+                plain = mx.dequantize(
+                    rows.codes,
+                    rows.scales.astype(mx.float32),
+                    rows.biases.astype(mx.float32),
+                    group_size=rows.group_size,
+                    bits=rows.bits,
+                )
+                self._decoded = plain.astype(self.precision)
+        return self._decoded
+
+    def dot(self, q: mx.array) -> mx.array:
+        rows, shape = self.rows, q.shape
+        if isinstance(rows, QuantizedRows):
+            q = rotate_rows(q) if rows.rotated else q
+            q = _pad(q, rows.padded_dim)
+            if on_gpu() and shape[2] * shape[3] <= FEW_QUERIES:
+                return self._from_codes(q.flatten(2, 3), transpose=True).reshape(*shape[:4], -1)
+            q = _to_planes(q, self.planes)
+        scores = q.flatten(2, 3) @ self.decoded().swapaxes(-1, -2)
+        return scores.reshape(*shape[:4], -1)
+
+    def weighed(self, weights: mx.array, value_dim: int | None) -> mx.array:
+        rows, shape = self.rows, weights.shape
+        flat = weights.flatten(2, 3)
+        if isinstance(rows, QuantizedRows) and on_gpu() and flat.shape[2] <= FEW_QUERIES:
+            out = self._from_codes(flat, transpose=False)
+        else:
+            values = self.decoded()
+            if value_dim is not None and not isinstance(rows, QuantizedRows):
+                values = values[..., :value_dim]
+            out = flat @ values
+        out = out.reshape(*shape[:4], -1)
+        if isinstance(rows, QuantizedRows):
+            out = _from_planes(out, self.planes)[..., : rows.dim]
+            out = rotate_rows(out) if rows.rotated else out
+        return out if value_dim is None else out[..., :value_dim]
+
+    def _from_codes(self, x: mx.array, transpose: bool) -> mx.array:
+        rows = self.rows
+        assert isinstance(rows, QuantizedRows)
+        return mx.quantized_matmul(
+            x.astype(rows.dtype),
+            rows.codes,
+            rows.scales,
+            rows.biases,
+            transpose=transpose,
+            group_size=rows.group_size,
+            bits=rows.bits,
+        ).astype(self.precision)
+
+
+def split_by_blocks(rows: QuantizedRows, value_dim: int) -> bool:
+    return value_dim % rotation_block(rows.dim) == 0
+
+
+def unpack(rows: QuantizedRows) -> mx.array:
+    """The rows in float32 with channels in planes: all first codes of a byte, all second ones ...
+
+    ``mx.dequantize`` on a CPU handles one number at a time; these are plain array operations.
+    """
+    octets = rows.codes.view(mx.uint8)  # [B, K, S, P * bits / 8]
+    planes, mask = 8 // rows.bits, (1 << rows.bits) - 1
+    groups = rows.scales.shape[-1]
+    scales, biases = (a.astype(mx.float32)[..., None] for a in (rows.scales, rows.biases))
+    out = []
+    for plane in range(planes):
+        codes = octets if planes == 1 else (octets >> (plane * rows.bits)) & mask
+        codes = codes.astype(mx.float32).reshape(*octets.shape[:-1], groups, -1)
+        out.append((codes * scales + biases).flatten(-2))
+    return out[0] if planes == 1 else mx.concatenate(out, axis=-1)
+
+
+def _pad(x: mx.array, width: int) -> mx.array:
+    missing = width - x.shape[-1]
+    return x if not missing else mx.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)])
+
+
+def _to_planes(x: mx.array, planes: int) -> mx.array:
+    if planes == 1:
+        return x
+    return mx.concatenate([x[..., plane::planes] for plane in range(planes)], axis=-1)
+
+
+def _from_planes(x: mx.array, planes: int) -> mx.array:
+    if planes == 1:
+        return x
+    return x.reshape(*x.shape[:-1], planes, -1).swapaxes(-1, -2).flatten(-2)
