@@ -41,7 +41,9 @@ class SliceReader:
         self.value_dim = value_dim if values is None else None
         if isinstance(keys, QuantizedRows) and keys.rotated and self.value_dim:
             # A block of the rotation may reach across the values' end.
-            keys = keys if split_by_blocks(keys, self.value_dim) else kv_dequantize(keys)
+            keys = (
+                keys if split_by_blocks(keys, self.value_dim) else kv_dequantize(keys, mx.float32)
+            )
         self._keys = _Decoded(keys, precision)
         self._values = self._keys if values is None else _Decoded(values, precision)
 

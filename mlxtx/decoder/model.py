@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxtx.cache import ModelCache, Step, Uncached, make_cache
+from mlxtx.cache import DEFAULT_REWIND, KVSettings, ModelCache, Step, Uncached, make_cache
 from mlxtx.decoder.block import Block
 from mlxtx.decoder.config import BlockConfig, DecoderConfig, EmbeddingConfig, NormConfig
 from mlxtx.decoder.norm import Norm
@@ -172,15 +172,17 @@ class DecoderModel(nn.Module):
 
     def make_cache(
         self,
-        kv: str | None = None,
+        kv: str | KVSettings | None = None,
         *,
         left_padding: Sequence[int] | None = None,
+        rewind: int = DEFAULT_REWIND,
         ahead: bool = False,
     ) -> ModelCache:
         """An empty cache for one batch. ``kv`` names how rows are kept, "k8v4g64" for instance;
-        None keeps them as they are. ``ahead`` makes one for ``predict_ahead``."""
+        None keeps them as they are. ``rewind``: tokens that layers with a window can take back.
+        ``ahead`` makes one for ``predict_ahead``."""
         blocks = self._config.prediction_heads if ahead else self._config.blocks
-        return make_cache(blocks, kv, left_padding=left_padding)
+        return make_cache(blocks, kv, left_padding=left_padding, rewind=rewind)
 
 
 def _step(count, cache, left_padding, length, positions, segments) -> Step:
