@@ -157,7 +157,8 @@ class Router(nn.Module):
 
 
 def _top(scores: mx.array, count: int) -> mx.array:
-    return mx.argpartition(-scores, kth=count - 1, axis=-1)[..., :count]
+    # Which experts are chosen has no gradient; without saying so the backward pass fails.
+    return mx.argpartition(-mx.stop_gradient(scores), kth=count - 1, axis=-1)[..., :count]
 
 
 def _keep_groups(scores: mx.array, config: RouterConfig) -> mx.array:
@@ -167,6 +168,7 @@ def _keep_groups(scores: mx.array, config: RouterConfig) -> mx.array:
         rank = mx.topk(groups, 2, axis=-1).sum(axis=-1)
     else:
         rank = groups.max(axis=-1)
+    rank = mx.stop_gradient(rank)
     dropped = mx.argpartition(rank, kth=config.groups - config.chosen_groups - 1, axis=-1)
     dropped = dropped[..., : config.groups - config.chosen_groups]
     if dropped.shape[-1] == 0:
@@ -180,7 +182,7 @@ def _sparsemixer(logits: mx.array, jitter: float) -> tuple[mx.array, mx.array]:
     chosen, weights = [], []
     remaining = logits
     for _ in range(2):
-        best = mx.argmax(remaining, axis=-1, keepdims=True)
+        best = mx.argmax(mx.stop_gradient(remaining), axis=-1, keepdims=True)
         peak = mx.take_along_axis(remaining, best, axis=-1)
         gap = (peak - logits) / mx.maximum(mx.abs(logits), peak)
         near = mx.where(gap > 2 * jitter, -mx.inf, remaining)

@@ -1,0 +1,1 @@
+"""Fine-tuning and training on the device: samples in, adapters or a model out."""

@@ -1,0 +1,399 @@
+"""The training loop: from samples and a model to weights that were trained, with a state that
+a stopped run goes on from as if it had never been stopped."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlxtx.errors import MlxtxError
+from mlxtx.events import Event, Progress
+from mlxtx.tuning.objective import (
+    NextToken,
+    Objective,
+    StepLoss,
+    add_gradients,
+    evaluate_batch,
+    loss_and_gradients,
+)
+from mlxtx.tuning.optimizer import Optimizer, Schedule
+from mlxtx.tuning.packing import Batch, make_batch
+from mlxtx.tuning.samples import Order, Sample, fingerprint
+from mlxtx.tuning.state import RunState, StateFolder
+from mlxtx.tuning.trees import named, nested
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How to train. A step sees ``batch_size`` samples ``accumulate`` times.
+
+    clip: the largest norm of all gradients together, 0 for none. warmup: steps. final_rate: the
+    last learning rate as a part of the first. validate_batches: at most so many, 0 for all.
+    bad_steps: so many steps in a row with a loss or gradient that is not finite stop the run.
+    """
+
+    iters: int
+    batch_size: int = 4
+    accumulate: int = 1
+    learning_rate: float = 1e-4
+    schedule: str = "cosine"
+    warmup: int = 0
+    final_rate: float = 0.1
+    optimizer: str = "adamw"
+    weight_decay: float = 0.01
+    optimizer_options: Mapping[str, Any] = field(default_factory=dict)
+    master: bool = True
+    clip: float = 1.0
+    packing: bool = True
+    shuffle: bool = True
+    checkpoint: bool = False
+    ahead_weight: float = 0.3
+    balance_weight: float = 0.0
+    seed: int = 0
+    report_every: int = 10
+    validate_every: int = 0
+    validate_batches: int = 0
+    save_every: int = 100
+    keep: int = 2
+    bad_steps: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("iters", "batch_size", "accumulate", "report_every", "bad_steps"):
+            if getattr(self, name) < 1:
+                raise MlxtxError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+    def objective(self) -> NextToken:
+        return NextToken(self.ahead_weight, self.balance_weight, self.checkpoint)
+
+    def learning_schedule(self) -> Schedule:
+        return Schedule(self.learning_rate, self.iters, self.schedule, self.warmup, self.final_rate)
+
+
+# Settings that a resumed run may change: they do not change what is computed.
+FREE_SETTINGS = frozenset(
+    ("report_every", "validate_every", "validate_batches", "save_every", "keep", "bad_steps")
+)
+
+
+@dataclass
+class Result:
+    """How a run ended: the last step, its reported loss, and the best validation loss."""
+
+    step: int
+    loss: float
+    best: float | None
+    tokens: int
+    seconds: float
+
+
+class Trainer:
+    """Trains the trainable weights of ``model`` on ``samples`` and keeps its state in ``out``.
+
+    write: saves what was trained, as it is in the model, to a folder (adapters or a model).
+    facts: what else has to be the same when the run is resumed (the base model, the method).
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        samples: Sequence[Sample],
+        settings: Training,
+        out: str | Path,
+        *,
+        write: Callable[[Path], None],
+        validation: Sequence[Sample] = (),
+        objective: Objective | None = None,
+        facts: Mapping[str, Any] | None = None,
+        on_event: Callable[[Event], None] | None = None,
+    ):
+        self.model, self.samples, self.settings = model, samples, settings
+        self.validation, self.write = validation, write
+        self.out = Path(out)
+        self.objective = objective or settings.objective()
+        self.on_event = on_event or (lambda event: None)
+        self.ahead = len(model.config.prediction_heads) if settings.ahead_weight else 0
+        per_step = settings.batch_size * settings.accumulate
+        self.order = Order(len(samples), per_step, settings.seed, settings.shuffle)
+        self.schedule = settings.learning_schedule()
+        self.optimizer = Optimizer(
+            settings.optimizer, settings.weight_decay, settings.optimizer_options, settings.master
+        )
+        self.states = StateFolder(self.out / "state", settings.keep)
+        self.facts = {"data": fingerprint(samples), **(facts or {})}
+        self.step = 0
+        self.best: float | None = None
+        self.bad = 0
+        self.tokens = 0
+        weights = self.weights()
+        if not weights:
+            raise MlxtxError("nothing in the model is trainable: choose other targets")
+        self.optimizer.start(weights)
+        self._good = self._snapshot()
+
+    def weights(self) -> dict[str, mx.array]:
+        return named(self.model.trainable_parameters())
+
+    def _snapshot(self) -> RunState:
+        facts = {"best": self.best, "bad": self.bad, "tokens": self.tokens}
+        return RunState(self.step, self.weights(), self.optimizer.state(), facts)
+
+    # Resume
+
+    def resume(self) -> bool:
+        """Goes on from the newest state in ``out``; False when there is none."""
+        state = self.states.load()
+        if state is None:
+            return False
+        self._check_same(state.facts)
+        self.model.update(nested(state.weights))
+        self.optimizer.restore(state.optimizer)
+        self.step = state.step
+        for name in ("best", "bad", "tokens"):
+            setattr(self, name, state.facts[name])
+        self._good = self._snapshot()
+        self._cut_metrics()
+        return True
+
+    def _identity(self) -> dict[str, Any]:
+        settings = {k: v for k, v in asdict(self.settings).items() if k not in FREE_SETTINGS}
+        if self.settings.schedule == "constant":
+            settings.pop("iters")
+        return json.loads(json.dumps({**settings, **self.facts}))
+
+    def _check_same(self, facts: Mapping[str, Any]) -> None:
+        old, new = facts["identity"], self._identity()
+        changed = [
+            f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
+            for key in {**old, **new}
+            if old.get(key) != new.get(key)
+        ]
+        if changed:
+            raise MlxtxError(
+                f"can't resume {self.out} with other settings: {'; '.join(changed)}. "
+                "Set them back, or start in another folder"
+            )
+
+    # The loop
+
+    def run(self) -> Result:
+        """Trains up to ``iters`` steps. On an interruption the last whole step is saved."""
+        started, loss = time.perf_counter(), math.nan
+        try:
+            loss = self._loop(started)
+        except BaseException:
+            self._restore_good()
+            self._save_state()
+            raise
+        self._save_state()
+        self.write(self.out)
+        return Result(self.step, loss, self.best, self.tokens, time.perf_counter() - started)
+
+    def _loop(self, started: float) -> float:
+        settings, loss = self.settings, math.nan
+        report = _Report()
+        first = self.step
+        while self.step < settings.iters:
+            begun = time.perf_counter()
+            step_loss, tokens = self._train_step()
+            report.add(step_loss, tokens, time.perf_counter() - begun)
+            last = self.step == settings.iters
+            if self.step % settings.report_every == 0 or last:
+                loss = report.loss
+                done = (self.step - first) / (settings.iters - first)
+                self._tell_training(report, (time.perf_counter() - started) / done)
+                report = _Report()
+            every = settings.validate_every
+            if len(self.validation) and every and (self.step % every == 0 or last):
+                self._validate(started)
+            if settings.save_every and self.step % settings.save_every == 0 and not last:
+                self._save_state()
+                self.write(self.out)
+        return loss
+
+    def _batches(self) -> list[Batch]:
+        picked, size = self.order.step(self.step), self.settings.batch_size
+        return [
+            make_batch(
+                [self.samples[i] for i in picked[start : start + size]],
+                packing=self.settings.packing,
+                ahead=self.ahead,
+            )
+            for start in range(0, len(picked), size)
+        ]
+
+    def _train_step(self) -> tuple[StepLoss, int]:
+        mx.random.seed(self.settings.seed * 1_000_003 + self.step)  # dropout
+        batches = self._batches()
+        counts = [
+            sum(len(terms[n].scored) for terms in map(self._terms, batches))
+            for n in range(len(self._terms(batches[0])))
+        ]
+        total: dict[str, mx.array] | None = None
+        loss = StepLoss(0.0, 0)
+        for batch in batches:
+            part, gradients = loss_and_gradients(self.model, batch, self.objective, counts)
+            total = add_gradients(total, gradients)
+            loss.total += part.total
+            loss.count += part.count
+            loss.extra += part.extra
+        assert total is not None
+        norm = _norm(total)
+        if math.isfinite(loss.total) and math.isfinite(loss.extra) and math.isfinite(norm):
+            self._update(total, norm)
+            self.bad = 0
+        else:
+            self._skip()
+        tokens = sum(batch.real_tokens for batch in batches)
+        self.tokens += tokens
+        self.step += 1
+        self._good = self._snapshot()
+        return loss, tokens
+
+    def _terms(self, batch: Batch):
+        return self.objective.terms(self.model, batch)
+
+    def _update(self, gradients: dict[str, mx.array], norm: float) -> None:
+        clip = self.settings.clip
+        if clip and norm > clip:
+            gradients = {n: g * (clip / norm) for n, g in gradients.items()}
+        weights = self.optimizer.apply(self.weights(), gradients, self.schedule(self.step))
+        self.model.update(nested(weights))
+        mx.eval(weights, self.optimizer.state())
+
+    def _skip(self) -> None:
+        self.bad += 1
+        self._tell("skip", self.step + 1, details={"in_a_row": self.bad})
+        if self.bad >= self.settings.bad_steps:
+            raise MlxtxError(
+                f"the loss or its gradient was not finite {self.bad} steps in a row, up to step "
+                f"{self.step + 1}: stopped. The weights before that are saved in {self.out}; "
+                "lower the learning rate or look at the data"
+            )
+
+    def _restore_good(self) -> None:
+        good = self._good
+        self.model.update(nested(good.weights))
+        self.optimizer.restore(good.optimizer)
+        self.step = good.step
+        for name in ("best", "bad", "tokens"):
+            setattr(self, name, good.facts[name])
+
+    def _save_state(self) -> None:
+        state = self._snapshot()
+        state.facts["identity"] = self._identity()
+        self.states.save(state)
+
+    # Reports
+
+    def _validate(self, started: float) -> None:
+        loss = validation_loss(
+            self.model, self.validation, self.settings.batch_size, self.settings.validate_batches
+        )
+        self._tell("validate", self.step, started, {"loss": loss})
+        if self.best is None or loss < self.best:
+            self.best = loss
+            self.write(self.out / "best")
+        self._good = self._snapshot()
+
+    def _tell_training(self, report: _Report, expected: float) -> None:
+        details = {
+            "loss": report.loss,
+            "learning_rate": self.schedule(self.step - 1),
+            "tokens_per_second": report.tokens / report.seconds,
+            "peak_memory_bytes": mx.get_peak_memory(),
+            "tokens": self.tokens,
+        }
+        # Told so that time left counts from the start of this run, not of the resumed one.
+        seconds = expected * self.step / self.settings.iters
+        self._tell("train", self.step, seconds=seconds, details=details)
+
+    def _tell(
+        self,
+        stage: str,
+        step: int,
+        started: float | None = None,
+        details: dict[str, Any] | None = None,
+        seconds: float = 0.0,
+    ) -> None:
+        if started is not None:
+            seconds = time.perf_counter() - started
+        line = {"step": step, "stage": stage, **(details or {})}
+        with open(self._metrics(), "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self.on_event(
+            Progress(
+                stage=stage,
+                done=step,
+                total=self.settings.iters,
+                unit="steps",
+                seconds=seconds,
+                details=details or {},
+            )
+        )
+
+    def _metrics(self) -> Path:
+        self.out.mkdir(parents=True, exist_ok=True)
+        return self.out / "metrics.jsonl"
+
+    def _cut_metrics(self) -> None:
+        """Forgets lines of steps that the saved state has not seen."""
+        path = self._metrics()
+        if not path.exists():
+            return
+        lines = path.read_text("utf-8").splitlines()
+        kept = [line for line in lines if _step_of(line) <= self.step]
+        path.write_text("".join(line + "\n" for line in kept), "utf-8")
+
+
+def _norm(gradients: Mapping[str, mx.array]) -> float:
+    squares = [mx.square(g.astype(mx.float32)).sum() for g in gradients.values()]
+    return math.sqrt(float(mx.stack(squares).sum()))
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):
+        return math.inf
+
+
+class _Report:
+    """What adds up between two reports."""
+
+    def __init__(self) -> None:
+        self.total, self.count, self.tokens, self.seconds = 0.0, 0, 0, 0.0
+
+    def add(self, loss: StepLoss, tokens: int, seconds: float) -> None:
+        self.total += loss.total
+        self.count += loss.count
+        self.tokens += tokens
+        self.seconds += seconds
+
+    @property
+    def loss(self) -> float:
+        return self.total / max(self.count, 1)
+
+
+def validation_loss(
+    model: Any, samples: Sequence[Sample], batch_size: int, batches: int = 0
+) -> float:
+    """Mean loss of the next token over ``samples`` (of the first ``batches`` batches, 0: all)."""
+    total, count = 0.0, 0
+    training = model.training
+    model.eval()
+    starts = range(0, len(samples), batch_size)
+    for start in starts[: batches or None]:
+        rows = [samples[i] for i in range(start, min(start + batch_size, len(samples)))]
+        part = evaluate_batch(model, make_batch(rows))
+        total, count = total + part.total, count + part.count
+    model.train(training)
+    if not count:
+        raise MlxtxError("the validation samples have no token in the loss")
+    return total / count

@@ -1,0 +1,19 @@
+"""Weights by name and as the nested tree that modules take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import mlx.core as mx
+from mlx.utils import tree_flatten, tree_unflatten
+
+
+def named(tree: Any, prefix: str = "") -> dict[str, mx.array]:
+    """``{"layers": [{"weight": w}]}`` -> ``{"layers.0.weight": w}``."""
+    flat = cast("list[tuple[str, mx.array]]", tree_flatten(tree))
+    return {f"{prefix}.{name}" if prefix else name: array for name, array in flat}
+
+
+def nested(arrays: Mapping[str, mx.array]) -> Any:
+    return tree_unflatten(list(arrays.items()))
