@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from .kv_quantize import QuantizedRows, kv_dequantize, rotate_rows
+from .kv_quantize import QuantizedRows, kv_dequantize, rotate_rows, turned_block
 
 Rows = mx.array | QuantizedRows
 
@@ -60,10 +60,12 @@ def attention_reference(
     group = heads // kv_heads
     precision = mx.float64 if q.dtype == mx.float64 else mx.float32
     queries = q.astype(precision)
+    width = value_dim if values is None else values.shape[-1]
+    assert width is not None, "a latent cache needs value_dim"
+    block = turned_block(keys, values, width)
     if isinstance(keys, QuantizedRows) and keys.rotated:
         keys = keys._replace(rotated=False)  # turning q is less work than turning the rows back
         queries = rotate_rows(queries)
-    turn_back = isinstance(values, QuantizedRows) and values.rotated
     if isinstance(values, QuantizedRows):
         values = values._replace(rotated=False)
     queries = queries.reshape(batch, kv_heads, group, count, -1) * scale  # [B, K, G, T, D]
@@ -118,7 +120,7 @@ def attention_reference(
         results.append(result)
     output = results[0] if len(results) == 1 else mx.concatenate(results, axis=3)
     output = output.reshape(batch, heads, count, -1)
-    return (rotate_rows(output) if turn_back else output).astype(q.dtype)
+    return (rotate_rows(output, block) if block else output).astype(q.dtype)
 
 
 def _rows(rows: Rows, start: int, stop: int, precision: mx.Dtype) -> mx.array:

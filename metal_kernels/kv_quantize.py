@@ -94,14 +94,34 @@ def rotation_block(dim: int) -> int:
     return dim & -dim
 
 
-def rotate_rows(rows: mx.array) -> mx.array:
-    """Rows ``[..., D]`` times a block-diagonal orthonormal Hadamard matrix, its own inverse."""
+def rotate_rows(rows: mx.array, block: int | None = None) -> mx.array:
+    """Rows ``[..., D]`` times a block-diagonal orthonormal Hadamard matrix, its own inverse.
+
+    ``block``: channels a block mixes, when D is a part of the rows that were turned.
+    """
     dim = rows.shape[-1]
-    block = rotation_block(dim)
+    block = block or rotation_block(dim)
     if block == 1:
         return rows
     blocks = rows.reshape(*rows.shape[:-1], dim // block, block)
     return mx.hadamard_transform(blocks, scale=block**-0.5).reshape(rows.shape)
+
+
+def turned_block(keys: object, values: object, value_dim: int) -> int | None:
+    """The Hadamard block that attention's result must go back through; None if values lie plain.
+
+    ``values`` None: a latent cache, whose values are the leading channels of the keys.
+    """
+    side = keys if values is None else values
+    if not isinstance(side, QuantizedRows) or not side.rotated:
+        return None
+    block = rotation_block(side.dim)
+    if value_dim % block:
+        raise MlxtxError(
+            f"{value_dim} value channels do not hold whole rotated blocks of {block}: "
+            "quantize this latent cache without rotation"
+        )
+    return block
 
 
 def check_format(bits: int, group_size: int) -> None:

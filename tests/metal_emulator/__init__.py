@@ -1,6 +1,7 @@
 """Runs Metal kernels on a Linux CPU, in three modes, from the very text Metal compiles.
 
-plain: numerics only, fast. checked: bounds, races, divergence, uninitialised reads, writes to inputs,
+plain: numerics only, fast. checked: bounds, races, divergence, uninitialised reads, writes to
+inputs,
 misaligned and misplaced accesses. counted: bytes and 128-byte lines of each buffer.
 
 ``Emulator`` stands in for ``mx.fast.metal_kernel`` (see ``stand_in.py``); ``Kernel`` in

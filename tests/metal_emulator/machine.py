@@ -43,15 +43,17 @@ class _Report(ctypes.Structure):
     )
 
 
+# Bytes and lines count once for a load of the whole simdgroup, however many lanes share them;
+# ``unique`` counts each byte of the buffer once; ``cached`` lines are those not among the last eight
+# the simdgroup read (a share of the first-level cache); ``minimum`` is the lines touched at all.
 COUNTER_NAMES = (
     "read_bytes",
     "written_bytes",
     "unique_read",
     "unique_written",
     "read_lines",
-    "read_lines_merged",
+    "read_lines_cached",
     "written_lines",
-    "written_lines_merged",
     "minimum_lines",
 )
 

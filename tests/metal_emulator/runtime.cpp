@@ -33,9 +33,9 @@ struct Lane {
   Ids ids;
 };
 struct Report { char kind[24]; uint64_t where; int is_site, slot; int64_t offset; int size, lane, other; uint32_t group[3]; };
-struct Counters { uint64_t read_bytes, written_bytes, unique_read, unique_written, read_lines, read_lines_merged, written_lines, written_lines_merged, minimum_lines; };
+struct Counters { uint64_t read_bytes, written_bytes, unique_read, unique_written, read_lines, read_lines_cached, written_lines, minimum_lines; };
 struct Shadow { std::vector<uint64_t> writer, reader, reader2; };
-struct Access { uint64_t key; uint32_t occurrence; uint64_t line; bool write; };
+struct Access { uint32_t order; int slot, size; uint64_t offset; bool write; };
 
 char* arena;
 size_t slot_size[kSlots];
@@ -59,7 +59,10 @@ uint64_t generation, switches;
 uint32_t epoch[2], simd_epoch[2][32], group_position[3];
 int lane_schedule[kMaxLanes];
 std::vector<Access> log_[32];
-std::unordered_map<uint64_t, uint32_t> occurrences[kMaxLanes];
+std::unordered_map<uint64_t, uint32_t> occurrences[kMaxLanes], orders[32];
+// A model of the first-level cache: the last few lines a simdgroup read.
+constexpr int kCachedLines = 8;
+uint64_t cached[32][kCachedLines];
 
 extern "C" void emu_switch(void** save, void* load);
 asm(R"(
@@ -100,31 +103,48 @@ bool unordered(uint64_t entry_, uint64_t now, bool device_memory) {
   return !(other / 32 == mine / 32 && (entry_ & 0xffff) != (now & 0xffff));
 }
 
-void log_lines(int slot, size_t offset, int size, bool write, uint64_t pc) {
-  uint64_t key = pc * 64 + slot;
-  uint32_t occurrence = occurrences[current][key]++;
-  for (uint64_t line = offset / 128; line <= (offset + size - 1) / 128; line++)
-    log_[current / 32].push_back({key, occurrence, line, write});
+// The nth time a lane comes to an instruction between two synchronisations, it runs it together with
+// the nth time of its neighbours: that is one load of the whole simdgroup.
+void log_access(int slot, size_t offset, int size, bool write, uint64_t pc) {
+  int simdgroup = current / 32;
+  uint32_t occurrence = occurrences[current][pc]++;
+  auto& order = orders[simdgroup];
+  auto found = order.emplace(pc * 65536 + occurrence, uint32_t(order.size())).first;
+  log_[simdgroup].push_back({found->second, slot, size, offset, write});
 }
 
-void flush_lines(int simdgroup) {
+void read_line(int simdgroup, int slot, uint64_t line) {
+  uint64_t key = (uint64_t(slot) << 40 | line) + 1;
+  auto* lines = cached[simdgroup];
+  int at = 0;
+  while (at < kCachedLines - 1 && lines[at] != key) at++;
+  if (lines[at] != key) counters[slot].read_lines_cached++;
+  for (; at > 0; at--) lines[at] = lines[at - 1];
+  lines[0] = key;
+}
+
+void flush_log(int simdgroup) {
   auto& all = log_[simdgroup];
   std::sort(all.begin(), all.end(), [](const Access& a, const Access& b) {
-    if (a.key % 64 != b.key % 64) return a.key % 64 < b.key % 64;
-    if (a.write != b.write) return a.write < b.write;
-    if (a.line != b.line) return a.line < b.line;
-    if (a.key != b.key) return a.key < b.key;
-    return a.occurrence < b.occurrence;
+    return a.order != b.order ? a.order < b.order : a.offset < b.offset;
   });
-  for (size_t i = 0; i < all.size(); i++) {
-    auto& a = all[i];
-    auto& c = counters[a.key % 64];
-    bool same = i && all[i - 1].key % 64 == a.key % 64 && all[i - 1].write == a.write && all[i - 1].line == a.line;
-    if (!same) (a.write ? c.written_lines_merged : c.read_lines_merged)++;
-    if (!same || all[i - 1].key != a.key || all[i - 1].occurrence != a.occurrence)
+  uint32_t order = ~0u;
+  uint64_t end = 0, next_line = 0;
+  for (auto& a : all) {
+    if (a.order != order) end = next_line = 0;
+    order = a.order;
+    auto& c = counters[a.slot];
+    uint64_t from = std::max(a.offset, end), to = a.offset + a.size;
+    if (to > from) (a.write ? c.written_bytes : c.read_bytes) += to - from;
+    end = std::max(end, to);
+    for (uint64_t line = std::max(a.offset / 128, next_line); line <= (to - 1) / 128; line++) {
       (a.write ? c.written_lines : c.read_lines)++;
+      if (!a.write) read_line(simdgroup, a.slot, line);
+      next_line = line + 1;
+    }
   }
   all.clear();
+  orders[simdgroup].clear();
   for (int i = simdgroup * 32; i < simdgroup * 32 + 32; i++) occurrences[i].clear();
 }
 
@@ -143,11 +163,9 @@ void access(uintptr_t address, int size, bool write, bool aligned, uint64_t pc) 
   }
   if (aligned && size > 1 && address % std::min(size, 16)) report("MISALIGNED", pc, 0, slot, offset, size, -1);
   if (mode & kCount) {
-    auto& c = counters[slot];
-    (write ? c.written_bytes : c.read_bytes) += size;
     uint8_t bit = write ? 2 : 1;
     for (int i = 0; i < size; i++) touched[slot][offset + i] |= bit;
-    if (slot) log_lines(slot, offset, size, write, pc);
+    if (slot) log_access(slot, offset, size, write, pc);
   }
   if (!(mode & kCheck)) return;
   if (slot == 0)
@@ -245,11 +263,11 @@ void run_simdgroup(int g) {
     if (elsewhere) report("DIVERGENT", lanes[leader].site, 1, -1, last - first - elsewhere, last - first, -1);
     if (lanes[leader].run) lanes[leader].run(io, mask);
     else advance(lanes[leader].flags, g);
-    if (mode & kCount) flush_lines(g);
+    if (mode & kCount) flush_log(g);
     for (int i = first; i < last; i++)
       if (mask >> (i - first) & 1) lanes[i].state = kReady;
   }
-  if (mode & kCount) flush_lines(g);
+  if (mode & kCount) flush_log(g);
 }
 
 void run_threadgroup(uint32_t seed) {
@@ -398,6 +416,7 @@ void emu_launch(void (*kernel)(void**, const Ids*), void** buffers, const uint32
         generation++;
         epoch[0] = epoch[1] = 0;
         memset(simd_epoch, 0, sizeof simd_epoch);
+        memset(cached, 0, sizeof cached);
         memset(arena, 0xff, std::min(kThreadgroupBytes, tg_used + kRedZone + 32768));
         for (int i = 0; i < lane_count; i++) {
           uint32_t local[3] = {i % size[0], i / size[0] % size[1], i / (size[0] * size[1])};

@@ -1,0 +1,97 @@
+"""Which way an operation runs: our kernel, MLX's own path or the reference.
+
+The rules are a table; the numbers are by GPU family with a default row. What ``mlxtx doctor`` found
+on this machine (a kernel that does not compile or disagrees, a path that is faster) comes first.
+Nothing here was timed on a Mac: the default numbers follow from counted bytes and launches, and
+doctor replaces them by measurement.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import mlx.core as mx
+
+Path_ = Literal["kernel", "fast", "reference"]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Launch numbers of one GPU family."""
+
+    simdgroups: int  # of a threadgroup of attention_decode
+    single_pass_rows: int  # up to this many cache rows, one pass
+    threadgroups: int  # wanted in flight, for the number of blocks
+    kernel_rows: int  # attention over a plain cache of fewer rows goes to MLX's own kernel
+
+
+# The last letter of the architecture ("applegpu_g14s"): p phone, g base, s Pro or Max, d Ultra.
+TUNING = {
+    "default": Tuning(simdgroups=8, single_pass_rows=512, threadgroups=80, kernel_rows=0),
+    "s": Tuning(simdgroups=8, single_pass_rows=512, threadgroups=160, kernel_rows=0),
+    "d": Tuning(simdgroups=8, single_pass_rows=512, threadgroups=320, kernel_rows=0),
+}
+
+
+def on_metal() -> bool:
+    """Whether operations run on a Metal GPU now."""
+    return mx.metal.is_available() and mx.default_device() == mx.gpu
+
+
+@functools.cache
+def architecture() -> str:
+    """The GPU's name for itself, for example ``applegpu_g14s``; empty off Metal."""
+    return str(mx.device_info().get("architecture", "")) if mx.metal.is_available() else ""
+
+
+def tuning() -> Tuning:
+    """The numbers for this GPU."""
+    return TUNING.get(architecture()[-1:], TUNING["default"])
+
+
+def choose(operation: str, *, supported: bool, fused_by_mlx: bool = False) -> Path_:
+    """The way for ``operation``. ``supported``: our kernel takes this shape; ``fused_by_mlx``:
+    ``mx.fast`` does the same in one fused launch, with nothing built in memory."""
+    if not on_metal():
+        return "reference"
+    found = remembered().get(operation)
+    if found == "off":  # doctor saw it fail or disagree on this machine
+        return "fast" if fused_by_mlx else "reference"
+    if fused_by_mlx and found != "kernel":
+        return "fast"
+    return "kernel" if supported else ("fast" if fused_by_mlx else "reference")
+
+
+def memory_file() -> Path:
+    """Where doctor keeps its findings; ``MLXTX_DOCTOR_FILE`` moves it."""
+    given = os.environ.get("MLXTX_DOCTOR_FILE")
+    if given:
+        return Path(given)
+    from platformdirs import user_cache_path
+
+    return user_cache_path("mlxtx") / "doctor.json"
+
+
+def machine_key() -> str:
+    """Findings hold for one GPU, one version of MLX and one set of kernels."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.metal")):
+        digest.update(path.read_bytes())
+    return f"{architecture()}|mlx {mx.__version__}|{digest.hexdigest()[:12]}"
+
+
+@functools.cache
+def remembered() -> dict[str, str]:
+    """operation -> "off", "kernel" or "fast", as found on this very machine; empty if unknown."""
+    try:
+        findings = json.loads(memory_file().read_text()).get(machine_key(), {})
+    except (OSError, ValueError, AttributeError):
+        return {}
+    return {str(k): str(v) for k, v in findings.items() if v in ("off", "kernel", "fast")}
