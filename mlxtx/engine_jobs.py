@@ -1,0 +1,234 @@
+"""What each job of the engine does. Everything heavy is imported when a job needs it.
+
+Each function gets the job and a ``Running``, and returns the ``Done`` that ends it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from mlxtx import engine
+from mlxtx.errors import MlxtxError
+from mlxtx.events import Delta, Done, Event, Loaded, Stats
+
+if TYPE_CHECKING:
+    from mlxtx.engine import Running
+    from mlxtx.language_model import LanguageModel
+
+# Seconds between two reports of speed and memory while text is generated.
+_STATS_SECONDS = 0.5
+
+
+def _load(job: engine.Load, running: Running) -> Done:
+    import mlxtx
+
+    start = time.perf_counter()
+    state = running.state
+    key = (job.model, job.revision, job.adapter, repr(sorted(job.options.items())))
+    if state.get("key") != key:
+        # The old model goes first: two at once may not fit.
+        _unload(engine.Unload(), running)
+        path, note = _resolve(job.model)
+        model = mlxtx.load(
+            path,
+            adapter=job.adapter,
+            revision=job.revision,
+            on_event=_without_loaded(running.report),
+            **job.options,
+        )
+        state.update(key=key, model=model, note=note)
+    running.emit(
+        Loaded(
+            model=job.model,
+            seconds=time.perf_counter() - start,
+            bytes=_memory(),
+            context=state["model"].context,
+            details={"note": state["note"], "memory_limit": memory_limit()},
+        )
+    )
+    return Done(reason="done")
+
+
+def _resolve(model: str) -> tuple[Any, str]:
+    """A path or Hub id for ``model``, and a line about it for the user."""
+    if model != "bundled":
+        return model, ""
+    from mlxtx.default_model import default_model
+
+    return default_model()
+
+
+def _without_loaded(report: Callable[[Event], None]) -> Callable[[Event], None]:
+    """``report`` for what ``mlxtx.load`` says, but for its ``Loaded``: ours says more."""
+    return lambda event: None if isinstance(event, Loaded) else report(event)
+
+
+def _unload(job: engine.Unload, running: Running) -> Done:
+    if running.state:
+        import mlx.core as mx
+
+        running.state.clear()
+        mx.clear_cache()
+    return Done(reason="done")
+
+
+def _model(running: Running) -> LanguageModel:
+    if "model" not in running.state:
+        raise MlxtxError("No model is loaded. Choose one on the models screen (f3).")
+    return running.state["model"]
+
+
+def _generate(job: engine.Generate, running: Running) -> Done:
+    model = _model(running)
+    options = dict(job.options)
+    kv = options.pop("kv", None)
+    session = running.state.get("session")
+    if session is None or session.kv != kv:
+        session = running.state["session"] = model.session(kv)
+    prompt: Any = job.messages
+    if job.goes_on:
+        prompt = model.encode(job.messages[:-1], **options.pop("template", {}))
+        prompt += model.tokenizer.encode(job.messages[-1]["content"], add_special=False)
+    meter = _Meter()
+    for event in model.stream(prompt, session=session, should_stop=running.stopped, **options):
+        if isinstance(event, Done):
+            return event
+        running.emit(event)
+        if isinstance(event, Delta) and (stats := meter.token()) is not None:
+            running.emit(replace(stats, cache_bytes=session.cache.nbytes, memory_bytes=_memory()))
+    return Done(reason="stopped")
+
+
+class _Meter:
+    """Counts tokens and gives the figures every ``_STATS_SECONDS``."""
+
+    def __init__(self) -> None:
+        self.start = self.last = time.perf_counter()
+        self.first = 0.0
+        self.tokens = 0
+
+    def token(self) -> Stats | None:
+        now = time.perf_counter()
+        self.first = self.first or now
+        self.tokens += 1
+        if now - self.last < _STATS_SECONDS or now == self.first:
+            return None
+        self.last = now
+        return Stats(
+            generated_tokens=self.tokens,
+            time_to_first_token=self.first - self.start,
+            decode_tokens_per_second=(self.tokens - 1) / (now - self.first),
+        )
+
+
+def _count(job: engine.Count, running: Running) -> Done:
+    tokens = _model(running).tokenizer.encode(job.text, add_special=False)
+    return Done(reason="done", details={"tokens": len(tokens)})
+
+
+def _search(job: engine.Search, running: Running) -> Done:
+    from huggingface_hub import HfApi
+
+    try:
+        found = HfApi().list_models(
+            search=job.query or None,
+            author=job.author or None,
+            filter="mlx" if job.mlx_only else None,
+            pipeline_tag="text-generation",
+            sort=job.sort,  # type: ignore[arg-type]
+            limit=job.limit,
+            expand=["downloads", "likes", "lastModified", "gated", "safetensors", "tags"],
+        )
+        models = [_hub_model(info) for info in found]
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise MlxtxError(
+            f"The Hub can't be searched ({reason}). Models on this machine work without it."
+        ) from error
+    return Done(reason="done", details={"models": models})
+
+
+# Bytes of one element by the safetensors name of its type; packed low-bit weights count as U32.
+_ELEMENT_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2}
+
+
+def _hub_model(info: Any) -> dict[str, Any]:
+    elements = dict(getattr(info.safetensors, "parameters", None) or {})
+    return {
+        "id": info.id,
+        "downloads": info.downloads or 0,
+        "likes": info.likes or 0,
+        "modified": info.last_modified.date().isoformat() if info.last_modified else "",
+        "gated": bool(info.gated),
+        "mlx": "mlx" in (info.tags or []),
+        "bytes": sum(count * _ELEMENT_BYTES.get(kind, 1) for kind, count in elements.items()),
+    }
+
+
+def _download(job: engine.Download, running: Running) -> Done:
+    from mlxtx.checkpoint import resolve
+
+    path = resolve(job.repo, job.revision, on_event=running.report)
+    return Done(reason="done", details={"path": str(path)})
+
+
+def _plan(job: engine.Plan, running: Running) -> Done:
+    from mlxtx.diagnostics import plan
+
+    return Done(reason="done", details=dict(plan(_resolve(job.model)[0], **job.options)))
+
+
+def _convert(job: engine.Convert, running: Running) -> Done:
+    import mlxtx
+
+    mlxtx.convert(job.source, job.out, on_event=running.report, **job.options)
+    return Done(reason="done", details={"path": job.out})
+
+
+def _train(job: engine.Train, running: Running) -> Done:
+    import mlxtx
+
+    model = _resolve(job.model)[0]
+    mlxtx.tune(model, job.data, job.out, on_event=running.report, **job.options)
+    return Done(reason="done", details={"path": job.out})
+
+
+def _preview(job: engine.Preview, running: Running) -> Done:
+    from mlxtx import tuning
+
+    model = _resolve(job.model)[0]
+    return Done(reason="done", details=dict(tuning.preview(model, job.data, **job.options)))
+
+
+def _memory() -> int:
+    import mlx.core as mx
+
+    return mx.get_active_memory()
+
+
+def memory_limit() -> int:
+    """Bytes the GPU may use without swapping, or the machine's memory where there is no GPU."""
+    import os
+
+    import mlx.core as mx
+
+    if mx.metal.is_available():
+        return int(mx.device_info()["max_recommended_working_set_size"])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+RUN: dict[type, Callable[..., Done]] = {
+    engine.Load: _load,
+    engine.Unload: _unload,
+    engine.Generate: _generate,
+    engine.Count: _count,
+    engine.Plan: _plan,
+    engine.Search: _search,
+    engine.Download: _download,
+    engine.Convert: _convert,
+    engine.Train: _train,
+    engine.Preview: _preview,
+}

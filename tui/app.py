@@ -1,0 +1,305 @@
+"""The terminal app: one screen for chat, models and training, over an engine in a child process.
+
+Nothing here imports MLX; the engine's child does, when a model is loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mlxtx.tui.actions import ACTIONS, bindings
+from mlxtx.tui.bridge import Bridge, EngineFactory
+from mlxtx.tui.clean import clean, one_line
+from mlxtx.tui.conversation import Conversation
+from mlxtx.tui.screens.chat import ChatScreen
+from mlxtx.tui.store import Store
+from mlxtx.tui.themes import THEMES
+from textual.app import App, SystemCommand
+from textual.message import Message
+from textual.screen import Screen
+
+from mlxtx import settings as user_settings
+from mlxtx.engine import Load
+from mlxtx.engine_process import EngineProcess
+from mlxtx.errors import MlxtxError
+from mlxtx.events import Event, Failed, Loaded
+
+
+@dataclass
+class ModelState:
+    """Which model answers. ``state``: "none", "loading", "ready", "failed" or "dead"."""
+
+    name: str = "bundled"
+    adapter: str = ""
+    kv: str = ""
+    state: str = "none"
+    context: int | None = None
+    memory: int = 0
+    memory_limit: int | None = None
+    note: str = ""
+
+    @property
+    def label(self) -> str:
+        short = self.name.rstrip("/").rsplit("/", 1)[-1]
+        return f"{short} + {Path(self.adapter).name}" if self.adapter else short
+
+
+class EngineEvents(Message):
+    """A portion of events from the engine, in order."""
+
+    def __init__(self, events: list[Event]) -> None:
+        self.events = events
+        super().__init__()
+
+
+class MlxtxApp(App[None]):
+    CSS_PATH = "app.tcss"
+    TITLE = "mlxtx"
+    BINDINGS = bindings("app")
+    ENABLE_COMMAND_PALETTE = True
+    # Transitions cost CPU that the model could use.
+    ANIMATION_LEVEL = "none"
+
+    def __init__(
+        self,
+        *,
+        make_engine: EngineFactory = EngineProcess,
+        store_path: Path | str | None = None,
+        settings_path: Path | None = None,
+        model: str = "",
+        adapter: str = "",
+        open_last: bool = False,
+    ) -> None:
+        super().__init__()
+        self.settings_path = settings_path or user_settings.settings_path()
+        self.settings, self._problems = user_settings.load_settings(self.settings_path)
+        self._store_path = store_path or user_settings.data_folder() / "chats.db"
+        self._open_last = open_last
+        chosen = model or self.settings.model
+        self.model = ModelState(
+            chosen, adapter or ("" if model else self.settings.adapter), self.settings.kv
+        )
+        self.bridge = Bridge(self._post_events, self._engine_ended, make_engine)
+        for theme in THEMES:
+            self.register_theme(theme)
+        self.chat: ChatScreen | None = None
+
+    @cached_property
+    def store(self) -> Store:
+        return Store(self._store_path)
+
+    # Start and end
+
+    def get_default_screen(self) -> Screen[Any]:
+        self.chat = ChatScreen(Conversation(self.store))
+        return self.chat
+
+    def on_mount(self) -> None:
+        self.animation_level = "none"
+        theme = self.settings.theme
+        if theme in self.available_themes:
+            self.theme = theme
+        else:
+            self._problems.append(f"There is no theme {theme}; /theme lists them.")
+            self.theme = "mlxtx-dark"
+        self.set_keymap(self._known_keys())
+        self.theme_changed_signal.subscribe(self, lambda theme: self._keep_theme(theme.name))
+        self.call_after_refresh(self._after_first_paint)
+
+    def _after_first_paint(self) -> None:
+        for line in [*self._problems, *self.store.notices]:
+            self.tell(line, "warning", timeout=12)
+        if self._open_last and (chats := self.store.chats(1)):
+            self.open_chat(chats[0].id)
+        self.load_model(self.model.name, self.model.adapter)
+
+    def _known_keys(self) -> dict[str, str]:
+        known = {action.id for action in ACTIONS}
+        for name in self.settings.keys.keys() - known:
+            self._problems.append(f"keys.{name} names no action; it was skipped")
+        return {name: keys for name, keys in self.settings.keys.items() if name in known}
+
+    def _keep_theme(self, name: str) -> None:
+        if name != self.settings.theme:
+            self.change_setting("", "theme", name)
+
+    async def on_unmount(self) -> None:
+        if self.chat is not None:
+            self.chat._drop_reply()
+        await self.bridge.close()
+        self.store.close()
+
+    # The engine
+
+    def _post_events(self, events: list[Event]) -> None:
+        self.post_message(EngineEvents(events))
+
+    def on_engine_events(self, message: EngineEvents) -> None:
+        for event in message.events:
+            self.bridge.dispatch(event)
+
+    def _engine_ended(self, message: str, detail: str) -> None:
+        self.model.state = "dead"
+        self.tell(f"{message} Your chat is saved. f8 starts it again.", "error", timeout=20)
+        self.log(detail)
+        self._model_changed()
+
+    def load_model(self, name: str, adapter: str = "") -> None:
+        """Make ``name`` the model that answers, in the background."""
+        self.model = ModelState(one_line(name), adapter, self.model.kv, "loading")
+        self.bridge.submit(Load(model=name, adapter=adapter or None), self._take_load)
+        self._model_changed()
+
+    def ensure_model(self) -> None:
+        """Load the chosen model again if it is not there: after a failure or a dead engine."""
+        if self.model.state not in ("ready", "loading"):
+            self.load_model(self.model.name, self.model.adapter)
+
+    def _take_load(self, event: Event) -> None:
+        if isinstance(event, Loaded):
+            self.model.state = "ready"
+            self.model.context = event.context
+            self.model.memory = event.bytes
+            self.model.memory_limit = event.details.get("memory_limit")
+            self.model.note = event.details.get("note", "")
+        elif isinstance(event, Failed) and self.model.state != "dead":
+            self.model.state = "failed"
+            self.tell(f"{self.model.name}: {event.message}", "error", timeout=15)
+        self._model_changed()
+
+    def _model_changed(self) -> None:
+        if self.chat is not None and self.chat.is_mounted:
+            self.chat.model_changed()
+
+    async def action_restart(self) -> None:
+        """End the engine, whatever it does, and load the model again."""
+        await self.bridge.restart()
+        if self.chat is not None:
+            self.chat._drop_reply()
+        self.load_model(self.model.name, self.model.adapter)
+
+    # For all screens
+
+    def tell(self, text: str, severity: Any = "information", timeout: float = 6) -> None:
+        """A short notice in the corner. ``text`` may come from anywhere: it is never markup."""
+        self.notify(clean(text), severity=severity, timeout=timeout, markup=False)
+
+    def change_setting(self, table: str, name: str, value: Any) -> None:
+        """Change a setting now and in the file."""
+        if not table:
+            self.settings = replace(self.settings, **{name: value})
+        elif table == "sampling":
+            sampling = replace(self.settings.sampling, **{name: value})
+            self.settings = replace(self.settings, sampling=sampling)
+        try:
+            user_settings.save_setting(table, name, value, self.settings_path)
+        except (MlxtxError, OSError) as error:
+            self.tell(f"The setting holds until you quit; it was not saved: {error}", "warning")
+
+    def save_text(self, path: Path, text: str) -> None:
+        """Write ``text`` to a new file and say so; a file that is there is not touched."""
+        from mlxtx.files import write_text_atomic
+
+        try:
+            if path.exists():
+                raise MlxtxError(f"{path} exists already; name another file.")
+            write_text_atomic(path, text)
+        except (MlxtxError, OSError) as error:
+            self.tell(str(error), "error")
+        else:
+            self.tell(f"Saved {path.resolve()}")
+
+    def open_chat(self, number: int) -> None:
+        """Show chat ``number`` in the chat screen."""
+        found = self.store.chat(number)
+        if found is None or self.chat is None:
+            self.tell("That chat is gone.", "warning")
+            return
+        self.action_chat()
+        self.chat.open(Conversation(self.store, found))
+
+    # Screens
+
+    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
+        areas = ("app", "chat") if screen is self.chat else ("app",)
+        for action in ACTIONS:
+            if action.area in areas and action.name != "command_palette":
+                target: Any = self if action.area == "app" else screen
+                method = getattr(target, f"action_{action.name}")
+                yield SystemCommand(action.title, _subtitle(action), method)
+
+    def _show(self, name: str, *values: Any) -> None:
+        """Put screen ``name`` over the chat; any other that is open goes away."""
+        from importlib import import_module
+
+        self.action_chat()
+        module = import_module(f"mlxtx.tui.screens.{name}")
+        self.push_screen(getattr(module, f"{name.capitalize()}Screen")(*values))
+
+    def action_chat(self) -> None:
+        while len(self.screen_stack) > 1:
+            self.pop_screen()
+
+    def action_help(self) -> None:
+        self._show("help")
+
+    def action_models(self, words: str = "") -> None:
+        self._show("models", words)
+
+    def action_train(self, data: str = "") -> None:
+        self._show("train", data)
+
+    def action_chats(self, words: str = "") -> None:
+        self._show("chats", words)
+
+    def action_settings(self) -> None:
+        self._show("settings")
+
+    def action_theme(self, name: str = "") -> None:
+        if name in self.available_themes:
+            self.theme = name
+        elif name:
+            self.tell(f"Themes: {', '.join(sorted(self.available_themes))}", "warning")
+        else:
+            self.search_themes()
+
+
+def _subtitle(action: Any) -> str:
+    parts = [action.keys.split(",")[0], f"/{action.slash}" if action.slash else ""]
+    return "  ".join(part for part in parts if part)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """What ``mlxtx`` and ``mlxtx chat`` open. Gives the exit code."""
+    parser = argparse.ArgumentParser(prog="mlxtx chat", description="Chat in the terminal.")
+    parser.add_argument("--model", default="", help='a folder, a Hub id or "bundled"')
+    parser.add_argument("--adapter", default="", help="folder of an adapter for the model")
+    parser.add_argument("--continue", dest="last", action="store_true", help="open the last chat")
+    parser.add_argument("--plain", action="store_true", help="line by line, without the app")
+    options, rest = parser.parse_known_args(argv)
+    settings, _ = user_settings.load_settings()
+    plain = options.plain or settings.plain or bool(os.environ.get("NO_COLOR"))
+    if plain or os.environ.get("TERM") == "dumb" or not sys.stdout.isatty():
+        return _plain(options, rest)
+    if rest:
+        parser.error(f"unknown: {' '.join(rest)}")
+    app = MlxtxApp(model=options.model, adapter=options.adapter, open_last=options.last)
+    app.run()
+    return app.return_code or 0
+
+
+def _plain(options: argparse.Namespace, rest: list[str]) -> int:
+    from mlxtx.scripts import chat
+
+    argv = ["--plain", *rest]
+    for name in ("model", "adapter"):
+        if value := getattr(options, name):
+            argv += [f"--{name}", value]
+    return int(chat.main(argv) or 0)

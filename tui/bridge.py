@@ -1,0 +1,160 @@
+"""Between the engine and the screens: events in portions, and only those somebody still wants.
+
+A model may give a hundred events a second; a terminal is read ten times a second. The bridge joins
+what belongs together and hands it over at most ``RATE`` times a second; what ends a job goes at
+once. Events of a job that was forgotten (a reply that was stopped, a search that was retyped) are
+dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
+
+from mlxtx.engine import Job, Stop
+from mlxtx.events import Delta, Done, Event, Failed, Prefill, Progress, Stats
+
+RATE = 12.0
+# A job that does not look at its stop flag (a download) is ended with its process after this.
+_GRACE_SECONDS = 1.0
+
+Watcher = Callable[[Event], None]
+Ended = Callable[[str, str], None]
+
+
+class EngineLike(Protocol):
+    """What the bridge needs of an engine: ``EngineProcess``, or a scripted one in tests."""
+
+    def start(self) -> None: ...
+    def submit(self, job: Job, number: int) -> int: ...
+    async def close(self, timeout: float = 1.0) -> None: ...
+    def kill(self) -> None: ...
+
+
+EngineFactory = Callable[[Callable[[Event], None], Ended], EngineLike]
+
+
+def join(events: list[Event]) -> list[Event]:
+    """The same story in fewer events: text joined, and only the last of each kind of figure."""
+    out: list[Event] = []
+    for event in events:
+        last = out[-1] if out else None
+        if last is not None and type(last) is type(event) and last.job == event.job:
+            if isinstance(event, Delta) and isinstance(last, Delta) and last.kind == event.kind:
+                out[-1] = replace(last, text=last.text + event.text, token=None, logprob=None)
+                continue
+            if isinstance(event, (Prefill, Stats)) or (
+                isinstance(event, Progress)
+                and isinstance(last, Progress)
+                and last.stage == event.stage
+                # Each training report is a point of the plot.
+                and not event.details
+            ):
+                out[-1] = event
+                continue
+        out.append(event)
+    return out
+
+
+class Bridge:
+    """``deliver(events)`` is called on the event loop, which then calls ``dispatch`` for each.
+
+    The chat has one engine for its life. A long job (a download, a conversion, a training run)
+    gets one of its own, so that it can be paused by ending it and can't take the chat with it.
+    """
+
+    def __init__(
+        self,
+        deliver: Callable[[list[Event]], None],
+        engine_ended: Ended,
+        make_engine: EngineFactory,
+    ) -> None:
+        self._deliver = deliver
+        self._make = make_engine
+        self._chat = make_engine(self._take, engine_ended)
+        self._long: dict[int, EngineLike] = {}
+        self._numbers = itertools.count(1)
+        self._watchers: dict[int, Watcher] = {}
+        self._waiting: list[Event] = []
+        self._last = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        """Start the chat's engine before it is needed."""
+        self._chat.start()
+
+    def submit(self, job: Job, watcher: Watcher) -> int:
+        """Run ``job`` in the chat's engine; ``watcher`` gets its events."""
+        number = next(self._numbers)
+        self._watchers[number] = watcher
+        return self._chat.submit(job, number)
+
+    def submit_long(self, job: Job, watcher: Watcher) -> int:
+        """Run ``job`` in an engine of its own, which ends with it."""
+        number = next(self._numbers)
+        self._watchers[number] = watcher
+        engine = self._make(self._take, lambda message, detail: None)
+        self._long[number] = engine
+        return engine.submit(job, number)
+
+    def stop(self, number: int) -> None:
+        """Ask for the end of a job; its ``Done`` or ``Failed`` still comes."""
+        if engine := self._long.get(number):
+            engine.submit(Stop(job=number), next(self._numbers))
+            loop = asyncio.get_running_loop()
+            loop.call_later(_GRACE_SECONDS, self._end_long, number)
+        else:
+            self._chat.submit(Stop(job=number), next(self._numbers))
+
+    def forget(self, number: int) -> None:
+        """Drop whatever job ``number`` still says."""
+        self._watchers.pop(number, None)
+
+    def _end_long(self, number: int) -> None:
+        if engine := self._long.get(number):
+            engine.kill()
+
+    def _take(self, event: Event) -> None:
+        if event.job not in self._watchers:
+            return
+        self._waiting.append(event)
+        loop = asyncio.get_running_loop()
+        if isinstance(event, (Done, Failed)):
+            self._flush()
+            if engine := self._long.pop(event.job, None):
+                task = asyncio.ensure_future(engine.close())
+                self._closing.add(task)
+                task.add_done_callback(self._closing.discard)
+        elif self._timer is None:
+            wait = max(0.0, self._last + 1 / RATE - loop.time())
+            self._timer = loop.call_later(wait, self._flush)
+
+    def _flush(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._last = asyncio.get_running_loop().time()
+        events, self._waiting = self._waiting, []
+        if events:
+            self._deliver(join(events))
+
+    def dispatch(self, event: Event) -> None:
+        """Hand ``event`` to whoever submitted its job, unless that was forgotten meanwhile."""
+        if watcher := self._watchers.get(event.job):
+            if isinstance(event, (Done, Failed)):
+                self.forget(event.job)
+            watcher(event)
+
+    async def restart(self) -> None:
+        """End the chat's engine, whatever it does, and start it again."""
+        await self._chat.close(timeout=0.2)
+        self._chat.start()
+
+    async def close(self) -> None:
+        """End every engine."""
+        self._watchers.clear()
+        await asyncio.gather(*(engine.close() for engine in [self._chat, *self._long.values()]))

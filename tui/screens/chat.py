@@ -1,0 +1,332 @@
+"""The chat: transcript, input, meters; one reply at a time, written while it comes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlxtx.tui import attach
+from mlxtx.tui.actions import bindings, slash_commands
+from mlxtx.tui.clean import clean, one_line, size
+from mlxtx.tui.conversation import Conversation, prompt_text
+from mlxtx.tui.lines import BLANK, Line, wrap
+from mlxtx.tui.reply import SAVE_SECONDS, Reply
+from mlxtx.tui.screens.chat_actions import ChatActions
+from mlxtx.tui.store import Message
+from mlxtx.tui.widgets.bars import Figures, Hints, Meters, TitleBar
+from mlxtx.tui.widgets.composer import Completions, Composer
+from mlxtx.tui.widgets.message import MessageView
+from mlxtx.tui.widgets.transcript import Transcript
+from textual.app import ComposeResult
+from textual.content import Content
+from textual.widgets import Static
+
+from mlxtx.engine import Count, Generate
+from mlxtx.errors import MlxtxError
+from mlxtx.events import Done, Event
+from mlxtx.settings import Sampling
+
+_FIRST_KEYS = (
+    ("f1", "all keys and commands"),
+    ("f3", "models: here, on the Hub, what fits"),
+    ("f5", "earlier conversations"),
+    ("@", "attach a file"),
+    ("/", "commands"),
+)
+# Wait for a pause in the typing before files are read and counted.
+_COUNT_DELAY = 0.4
+_CHARACTERS_A_TOKEN = 4
+
+
+class ChatScreen(ChatActions):
+    BINDINGS = bindings("chat")
+    AUTO_FOCUS = "Composer"
+
+    def __init__(self, conversation: Conversation) -> None:
+        super().__init__()
+        self.conversation = conversation
+        self.figures = Figures()
+        self.reply: Reply | None = None
+        self.queue: list[tuple[str, list[dict[str, Any]]]] = []
+        self.editing: Message | None = None
+        self.undo_deleted: list[tuple[str, Any]] = []
+        self._counted: dict[str, int] = {}
+
+    def compose(self) -> ComposeResult:
+        yield TitleBar()
+        yield Transcript(self._empty_lines)
+        completions = Completions()
+        yield completions
+        yield Static(id="waiting")
+        yield Composer(completions)
+        yield Meters()
+        yield Hints("chat", "app", extra=(("enter", "send"),))
+
+    def on_mount(self) -> None:
+        self.transcript = self.query_one(Transcript)
+        self.composer = self.query_one(Composer)
+        self.meters = self.query_one(Meters)
+        self.open(self.conversation)
+        self.set_interval(SAVE_SECONDS, self._save)
+
+    # What is shown
+
+    def open(self, conversation: Conversation) -> None:
+        """Show another chat; a reply that still runs in the old one is stopped."""
+        self._drop_reply()
+        self.conversation = conversation
+        self.figures = Figures()
+        self.editing = None
+        self.queue.clear()
+        self.show_path()
+        self.show_status()
+        self.composer.focus()
+
+    def show_path(self) -> None:
+        """Bring the transcript up to date with the shown branch."""
+        known = {view.message.id: view for view in self.transcript.views}
+        views = []
+        for message in self.conversation.path():
+            view = known.get(message.id)
+            if view is None or view.message is not message:
+                view = MessageView(message)
+                view.unfolded = self.app.settings.show_thinking and message.role == "assistant"
+            versions = self.conversation.siblings(message)
+            view.version, view.versions = versions.index(message) + 1, len(versions)
+            views.append(view)
+        self.transcript.show(views)
+        self._show_title()
+
+    def show_status(self) -> None:
+        """Bring the title, the meters and the queue up to date."""
+        model = self.app.model
+        f = self.figures
+        f.context_size, f.memory_limit = model.context, model.memory_limit
+        f.cache_setting = model.kv
+        f.memory = f.memory or model.memory
+        f.failed = model.state in ("failed", "dead")
+        f.status = self._status()
+        self.meters.set(f)
+        self._show_title()
+        waiting = self.query_one("#waiting", Static)
+        waiting.display = bool(self.queue)
+        if self.queue:
+            first = one_line(self.queue[0][0], 60)
+            waiting.update(Content(f"{len(self.queue)} waiting: {first}  (/unqueue drops)"))
+
+    def _status(self) -> str:
+        model = self.app.model
+        if model.state == "loading":
+            return f"loading {model.name}…"
+        if model.state == "dead":
+            return "the engine ended · f8 restarts it"
+        if model.state == "failed":
+            return "no model · f3 chooses one"
+        return ""
+
+    def _show_title(self) -> None:
+        model = self.app.model
+        adapter = f"+ {model.adapter}" if model.adapter else ""
+        title = self.conversation.chat.title or "New chat"
+        self.query_one(TitleBar).set(title, model.name, adapter)
+
+    def _empty_lines(self, width: int) -> list[Line]:
+        model = self.app.model
+        if model.name == "bundled":
+            text = (
+                "This is the small built-in guide. Ask it about this program, or how a language "
+                "model works. For a bigger one press f3: what is here, what the Hub has, what fits."
+            )
+        else:
+            text = f"{model.label} answers on this machine. Nothing you write leaves it."
+        column = min(60, width)
+        lines = [Content.styled("mlxtx", ".empty-title"), Content("")]
+        lines += [part.stylize(".note") for part in wrap(Content(text), column)]
+        if model.note:
+            note = wrap(Content(f"({clean(model.note)})"), column)
+            lines += [Content(""), *(part.stylize(".note") for part in note)]
+        lines.append(Content(""))
+        for key, words in _FIRST_KEYS:
+            lines.append(Content.assemble((key.ljust(7), ".md-link"), (words, ".note")))
+        margin = Content(" " * ((width - column) // 2))
+        return [Line(margin + line) if line.plain else BLANK for line in lines]
+
+    # Sending
+
+    def on_composer_submitted(self, event: Composer.Submitted) -> None:
+        event.stop()
+        if not self._run_command(event.text):
+            self.send(event.text, event.pastes)
+
+    def _run_command(self, text: str) -> bool:
+        """Run a slash command; False when ``text`` is none (a path may begin with a slash)."""
+        if not text.startswith("/"):
+            return False
+        name, _, rest = text[1:].partition(" ")
+        action = slash_commands().get(name.strip().lower())
+        if action is None:
+            if not name.isalpha():
+                return False
+            self.app.tell(
+                f"There is no command /{one_line(name, 30)}. /help lists them.", "warning"
+            )
+            self.composer.fill(text)
+            return True
+        target: Any = self.app if action.area == "app" else self
+        method = getattr(target, f"action_{action.name}")
+        result = method(rest.strip()) if action.usage else method()
+        if result is not None:
+            self.app.run_worker(result)
+        return True
+
+    def send(self, text: str, pastes: list[dict[str, Any]] | None = None) -> None:
+        """Add a message of the user and let the model answer; wait while it writes."""
+        if self.reply is not None:
+            self.queue.append((text, pastes or []))
+            self.show_status()
+            return
+        try:
+            files = [attach.read(path) for path in attach.mentioned(text)]
+        except MlxtxError as error:
+            self.app.tell(str(error), "error")
+            self.composer.fill(text)
+            return
+        attachments = [*(pastes or []), *files]
+        for part in attachments:
+            if "note" in part:
+                self.app.tell(part.pop("note"), "warning")
+            part["tokens"] = self._counted.get(part["name"])
+        parent = self.editing.parent if self.editing else self.conversation.chat.head
+        self.editing = None
+        self.composer.border_title = self.composer.border_subtitle = None
+        message = Message(role="user", text=clean(text), attachments=attachments)
+        self.conversation.add(message, parent)
+        self.answer(message.id)
+
+    def answer(self, parent: int, goes_on: Message | None = None) -> None:
+        """Generate a reply under ``parent``, or let ``goes_on`` go on where it ended."""
+        model = self.app.model
+        if goes_on is None:
+            message = Message(role="assistant", state="streaming", model=model.label)
+            self.conversation.add(message, parent)
+        else:
+            message = goes_on
+            message.state = "streaming"
+            self.conversation.save(message, "state")
+        self.figures = Figures(context_used=self.figures.context_used)
+        reply = self.reply = Reply(self.conversation, message, self.figures)
+        self.app.ensure_model()
+        prompt = self.conversation.prompt(self.system)
+        job = Generate(messages=prompt, options=self._options(), goes_on=goes_on is not None)
+        reply.job = self.app.bridge.submit(job, self._take)
+        self.transcript.following = True
+        self.show_path()
+        if goes_on is not None and (view := self.transcript.view_of(message.id)):
+            view.invalidate()
+        self._note()
+        self.show_status()
+
+    @property
+    def system(self) -> str:
+        return str(self.conversation.settings.get("system", self.app.settings.system))
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The values that hold for this chat."""
+        own = self.conversation.settings.get("sampling", {})
+        known = Sampling.__dataclass_fields__
+        chosen = {name: value for name, value in own.items() if name in known}
+        return {**vars(self.app.settings.sampling), **chosen}
+
+    def _options(self) -> dict[str, Any]:
+        options = self.sampling
+        if options["seed"] < 0:
+            del options["seed"]
+        if self.app.model.kv:
+            options["kv"] = self.app.model.kv
+        return options
+
+    # Events of the reply
+
+    def _take(self, event: Event) -> None:
+        reply = self.reply
+        if reply is None or event.job != reply.job:
+            return
+        reply.take(event)
+        self._note()
+        if view := self.transcript.view_of(reply.message.id):
+            self.transcript.changed(view)
+        if not reply.running:
+            self._reply_ended(reply)
+        self.show_status()
+
+    def _note(self) -> None:
+        """What stands in place of a reply that has no text yet."""
+        if self.reply is None or self.reply.message.text:
+            return
+        view = self.transcript.view_of(self.reply.message.id)
+        if view is not None:
+            loading = self.app.model.state == "loading"
+            view.note = f"loading {self.app.model.name}…" if loading else "…"
+            self.transcript.changed(view)
+
+    def _reply_ended(self, reply: Reply) -> None:
+        self.reply = None
+        if reply.message.state == "stopped" and self.queue:
+            # The reader wanted quiet: what waits goes back to the input instead of out.
+            waiting = "\n\n".join(text for text, _ in self.queue)
+            self.queue.clear()
+            self.composer.fill(waiting)
+        elif self.queue and reply.message.state == "done":
+            self.send(*self.queue.pop(0))
+
+    def _drop_reply(self) -> None:
+        """Stop a running reply for good: its text is kept, its later events are not wanted."""
+        if self.reply is not None:
+            self.app.bridge.stop(self.reply.job)
+            self.app.bridge.forget(self.reply.job)
+            self.reply.finish("stopped")
+            self.reply = None
+
+    def _save(self) -> None:
+        if self.reply is not None:
+            self.reply.save()
+
+    def model_changed(self) -> None:
+        """The app has loaded, lost or changed the model."""
+        self._note()
+        self.show_status()
+        self.transcript.refresh()
+
+    # Files named in the input
+
+    def on_text_area_changed(self) -> None:
+        if "@" in self.composer.text:
+            self.set_timer(_COUNT_DELAY, self._count_files)
+        elif self.composer.border_subtitle:
+            self.composer.border_subtitle = None
+
+    def _count_files(self) -> None:
+        shown = []
+        for path in attach.mentioned(self.composer.text)[:4]:
+            try:
+                part = attach.read(path)
+            except MlxtxError as error:
+                shown.append(str(error))
+                continue
+            name, text = part["name"], prompt_text(Message(attachments=[part]))
+            if name in self._counted:
+                shown.append(f"{path.name}: {self._counted[name]:,} tokens")
+                continue
+            about = max(1, len(text) // _CHARACTERS_A_TOKEN)
+            shown.append(f"{path.name}: {size(part['bytes'])}, about {about:,} tokens")
+            if self.app.model.state == "ready" and self.reply is None:
+                self.app.bridge.submit(Count(text=text), self._counted_watcher(name))
+        self.composer.border_subtitle = one_line(" · ".join(shown), 90) or None
+
+    def _counted_watcher(self, name: str) -> Any:
+        def take(event: Event) -> None:
+            if isinstance(event, Done) and "tokens" in event.details:
+                self._counted[name] = event.details["tokens"]
+                self._count_files()
+
+        return take

@@ -1,0 +1,166 @@
+"""The one-line bars of the screens: the title above, the meters and the key hints below."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mlxtx.tui.actions import ACTIONS, key_name
+from mlxtx.tui.clean import duration, one_line, size
+from rich.cells import cell_len
+from textual.content import Content
+from textual.style import Style
+from textual.widget import Widget
+
+_GAP = " · "
+_HINT_GAP = "   "
+
+
+class Bar(Widget):
+    """One line with a left and a right part; the left one is cut when both do not fit."""
+
+    left = Content("")
+    right = Content("")
+
+    def __init__(self) -> None:
+        super().__init__()
+        # A key that can be clicked is coloured already; underlining all of them is noise.
+        self.auto_links = False
+
+    def show(self, left: Content | None = None, right: Content | None = None) -> None:
+        changed = False
+        if left is not None and not left.is_same(self.left):
+            self.left, changed = left, True
+        if right is not None and not right.is_same(self.right):
+            self.right, changed = right, True
+        if changed:
+            self.refresh()
+
+    def render(self) -> Content:
+        width = self.content_size.width
+        right = self.right.truncate(width, ellipsis=True)
+        room = max(0, width - cell_len(right.plain) - (2 if right.plain else 0))
+        left = self.left.truncate(room, ellipsis=True)
+        space = width - cell_len(left.plain) - cell_len(right.plain)
+        return left + Content(" " * max(0, space)) + right
+
+
+class TitleBar(Bar):
+    """Where you are, left, and which model answers, right."""
+
+    def set(self, title: str, model: str = "", detail: str = "") -> None:
+        left = Content.assemble(
+            ("mlxtx", "$text-primary bold"), "  ", (one_line(title, 120), "$foreground")
+        )
+        right = Content.assemble((one_line(model, 60), "$foreground"), f"  {detail}")
+        self.show(left, right if model else Content(""))
+
+
+@dataclass
+class Figures:
+    """What the meters show; None and 0 are left out."""
+
+    status: str = ""
+    prefill_done: int = 0
+    prefill_total: int = 0
+    prefill_seconds: float = 0.0
+    speed: float = 0.0
+    first_token: float = 0.0
+    context_used: int = 0
+    context_size: int | None = None
+    cache_bytes: int = 0
+    cache_setting: str = ""
+    memory: int = 0
+    memory_limit: int | None = None
+    failed: bool = False
+
+
+class Meters(Bar):
+    """Status and speed on the left; context, cache and memory on the right. In a narrow terminal
+    the least important figures are left out, whole."""
+
+    figures = Figures()
+
+    def set(self, figures: Figures) -> None:
+        self.figures = figures
+        self._arrange()
+
+    def on_resize(self) -> None:
+        self._arrange()
+
+    def _arrange(self) -> None:
+        f = self.figures
+        # The most important first.
+        parts = [
+            ("left", f.status),
+            ("left", _reading(f)),
+            ("left", f"{f.speed:.1f} tok/s" if f.speed else ""),
+            ("right", _context(f)),
+            ("right", _memory(f)),
+            ("left", f"first {duration(f.first_token)}" if f.first_token else ""),
+            ("right", _cache(f)),
+        ]
+        room = self.content_size.width + len(_GAP) - 2
+        kept: dict[str, list[str]] = {"left": [], "right": []}
+        for side, text in parts:
+            if text and (cell_len(text) + len(_GAP) <= room or not any(kept.values())):
+                room -= cell_len(text) + len(_GAP)
+                kept[side].append(text)
+        style = "$text-error" if f.failed else ""
+        self.show(Content.styled(_GAP.join(kept["left"]), style), Content(_GAP.join(kept["right"])))
+
+
+def _reading(f: Figures) -> str:
+    if not f.prefill_total or f.prefill_done >= f.prefill_total:
+        return ""
+    text = f"reading {f.prefill_done:,} of {f.prefill_total:,} tokens"
+    if f.prefill_done and f.prefill_seconds:
+        left = f.prefill_seconds * (f.prefill_total - f.prefill_done) / f.prefill_done
+        text += f", {duration(left)} left"
+    return text
+
+
+def _context(f: Figures) -> str:
+    if not f.context_used or not f.context_size:
+        return f"context {f.context_used:,}" if f.context_used else ""
+    share = f.context_used / f.context_size
+    return f"context {f.context_used:,} / {f.context_size:,} ({share:.0%})"
+
+
+def _memory(f: Figures) -> str:
+    if not f.memory:
+        return ""
+    return f"memory {size(f.memory)}" + (f" / {size(f.memory_limit)}" if f.memory_limit else "")
+
+
+def _cache(f: Figures) -> str:
+    if not f.cache_bytes and not f.cache_setting:
+        return ""
+    return f"cache {size(f.cache_bytes) if f.cache_bytes else ''} {f.cache_setting}".rstrip()
+
+
+class Hints(Bar):
+    """The keys of the screen, from the table of actions; each can be clicked. Those that have no
+    room are left out whole."""
+
+    def __init__(self, *areas: str, extra: tuple[tuple[str, str], ...] = ()) -> None:
+        super().__init__()
+        self._parts = [_hint(key, word) for key, word in extra]
+        for action in (a for area in areas for a in ACTIONS if a.area == area and a.hint):
+            name = action.name.removeprefix("screen.")
+            target = "app" if action.area == "app" else "screen"
+            click = Style.from_meta({"@click": f"{target}.{name}"})
+            self._parts.append(_hint(key_name(action.keys), action.hint).stylize(click))
+
+    def render(self) -> Content:
+        room = self.content_size.width
+        shown = []
+        for part in self._parts:
+            room -= part.cell_length + len(_HINT_GAP)
+            if room + len(_HINT_GAP) < 0:
+                break
+            shown.append(part)
+        return Content(_HINT_GAP).join(shown)
+
+
+def _hint(key: str, word: str) -> Content:
+    return Content.assemble((key, "$text-primary"), f" {word}")
