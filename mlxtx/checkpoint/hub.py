@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from mlxtx.checkpoint import bundled
 from mlxtx.errors import MlxtxError
 from mlxtx.events import Event, Progress
 
@@ -39,13 +40,16 @@ _REPO_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 def resolve(
     path_or_repo: str | Path, revision: str | None = None, *, on_event: OnEvent | None = None
 ) -> Path:
-    """The folder of a checkpoint: ``path_or_repo`` itself, or the Hub repository, downloaded.
+    """The folder of a checkpoint: ``path_or_repo`` itself, or the Hub repository, downloaded;
+    "bundled" is the model in the package.
 
     revision: a branch, tag or commit of the repository. on_event: gets ``Progress`` events (stage
     "download", bytes). An interrupted download goes on where it stopped. Without a network, what
     is in the cache is used. Raises MlxtxError with what to do: no such folder, a gated or unknown
     repository, no network, a full disk.
     """
+    if str(path_or_repo) == bundled.NAME:
+        return bundled.bundled_folder()
     path = Path(path_or_repo).expanduser()
     if path.is_dir():
         return path

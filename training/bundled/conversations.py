@@ -1,0 +1,306 @@
+"""Seeded conversations: the training set and the held-out questions.
+
+``conversation(rng)`` draws one chat of one to seven turns; every random choice comes from the
+given generator, so that a seed names the whole data set.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from training.bundled import frames, games, unknown
+from training.bundled.facts import Item, all_items, words_of
+from training.bundled.grammar import cased, choose, typo
+from training.bundled.styles import NEUTRAL, STYLES, Style
+
+Message = dict[str, str]
+WEIGHTS = {"concept": 4, "why": 3, "task": 6, "key": 6, "command": 4, "pair": 4, "talk": 5}
+NAME_TOLD = ["my name is {n}", "i am {n}", "i'm {n}", "call me {n}", "hello, i am {n}", "hi, my name is {n}", "you can call me {n}", "the name is {n}"]  # fmt: skip
+NAME_ASK = ["what is my name", "what's my name", "do you (know|remember) my name", "who am i", "tell me my name", "say my name", "what did i say my name was", "how am i called"]  # fmt: skip
+NAME_HELD = ["which name did i give you", "you still know my name, right"]
+COLOR_TOLD = ["my favorite color is {c}", "i like {c}", "i like the color {c}", "the color i like best is {c}"]  # fmt: skip
+COLOR_ASK = ["what is my favorite color", "which color do i like", "do you remember my (favorite |)color", "what color do i like"]  # fmt: skip
+
+
+def deck(rng: random.Random) -> Iterator[Item]:
+    """Every item again and again, by weight, in new orders: all facts are seen equally often."""
+    items = [item for item in all_items() for _ in range(WEIGHTS[item.kind])]
+    while True:
+        rng.shuffle(items)
+        yield from items
+
+
+def ask(item: Item, rng: random.Random) -> str:
+    """A question for ``item`` in one of its trained wordings."""
+    options = item.asks if len(item.asks) == 1 or rng.random() < 0.7 else item.asks[1:]
+    chosen_frames, fills = options[0]
+    frame, fill = choose(rng.choice(chosen_frames), rng), rng.choice(fills)
+    if rng.random() < 0.3:
+        frame = noisy(frame, rng)
+    if "g" in fill and rng.random() < 0.15:
+        fill = {"g": noisy(fill["g"], rng)}
+    question = frame.format(**fill)
+    if item.kind != "talk" or rng.random() < 0.3:
+        question = rng.choice(frames.OPENERS) + question
+    if item.kind != "talk" and rng.random() < 0.5:
+        question += rng.choice(frames.CLOSERS)
+    return _typed(question, rng)
+
+
+def noisy(text: str, rng: random.Random) -> str:
+    """``text`` with some words left out, put in or changed, so that it is the subject and not the
+    frame around it that the model listens to."""
+    noise = words_of("noise")
+    words = []
+    for word in text.split():
+        draw = 0.5 if "{" in word else rng.random()
+        if draw < 0.1:
+            continue
+        if draw < 0.18:
+            word = rng.choice(noise)
+        elif draw < 0.28:
+            words.append(rng.choice(noise))
+        words.append(word)
+    if rng.random() < 0.4:
+        more = [rng.choice(noise) for _ in range(rng.randint(1, 4))]
+        words = more + words if rng.random() < 0.5 else words + more
+    return " ".join(words) or text
+
+
+def _typed(question: str, rng: random.Random) -> str:
+    if rng.random() < 0.06:
+        question = typo(question, rng)
+    return cased(question, rng)
+
+
+@dataclass
+class Chat:
+    """A conversation while it is drawn: what was said, and what later turns may refer to."""
+
+    rng: random.Random
+    facts: Iterator[Item]
+    style: Style | None = None
+    messages: list[Message] = field(default_factory=list)
+    last: Item | None = None
+    topic: str = ""
+    name: str = ""
+    color: str = ""
+
+    def say(self, question: str, answer: str) -> None:
+        self.messages += [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": answer},
+        ]
+
+    def styled(self, text: str) -> str:
+        return self.style.text(text) if self.style else text
+
+    def about(self, item: Item) -> str:
+        return self.style.answer(item) if self.style else item.say
+
+    def fact(self) -> None:
+        item = next(self.facts)
+        question = ask(item, self.rng)
+        if self.last and item.kind in ("concept", "command") and self.rng.random() < 0.35:
+            follow = choose(self.rng.choice(frames.FOLLOW), self.rng)
+            question = _typed(follow.format(x=self.rng.choice(item.names)), self.rng)
+        self.say(question, self.about(item))
+        self.last, self.topic = item, item.topic or self.topic
+
+    def follow(self) -> None:
+        """A turn that can only be answered from the turn before."""
+        if self.last is None:
+            return self.fact()
+        kinds: list[Callable[[], None]] = [self.repeat, self.recall, self.recall]
+        if self.last.short and not self.style:
+            kinds += [self.shorten] * 3
+        if self.last.kind == "concept" and self.last.why:
+            kinds += [self.why] * 6
+        self.rng.choice(kinds)()
+
+    def why(self) -> None:
+        assert self.last
+        question = choose(self.rng.choice(frames.FOLLOW_WHY), self.rng)
+        self.say(_typed(question, self.rng), self.styled(self.last.why))
+
+    def shorten(self) -> None:
+        assert self.last
+        question = choose(self.rng.choice(frames.FOLLOW_SHORT), self.rng)
+        self.say(_typed(question, self.rng), self.last.short)
+
+    def repeat(self) -> None:
+        question = choose(self.rng.choice(frames.FOLLOW_REPEAT), self.rng)
+        self.say(_typed(question, self.rng), self.messages[-1]["content"])
+
+    def recall(self) -> None:
+        question = _typed(choose(self.rng.choice(frames.RECALL), self.rng), self.rng)
+        asked = bool(self.messages) and self.topic
+        answer = f"You asked about {self.topic}." if asked else "You have not asked anything yet."
+        self.say(question, self.styled(answer))
+
+    def unknown(self) -> None:
+        self.say(_typed(unknown.draw_unknown(self.rng), self.rng), self.styled(unknown.ANSWER))
+        self.last = None
+
+    def sum(self) -> None:
+        question, answer, _ = games.draw_sum(self.rng)
+        self.say(_typed(question, self.rng) if "+" not in question else question, answer)
+        self.last = None
+
+    def letters(self) -> None:
+        question, answer, _ = games.draw_letters(self.rng)
+        self.say(cased(question, self.rng), answer)
+        self.last = None
+
+    def tell_name(self) -> None:
+        self.name = self.rng.choice(words_of("first_names"))
+        question = choose(self.rng.choice(NAME_TOLD), self.rng).format(n=self.name)
+        question = question[0].upper() + question[1:] if self.rng.random() < 0.6 else question
+        self.say(question + self.rng.choice(["", ".", "."]), f"Nice to meet you, {self.name}.")
+        self.last = None
+
+    def ask_name(self) -> None:
+        answer = f"Your name is {self.name}." if self.name else "You have not told me your name."
+        self.say(_typed(choose(self.rng.choice(NAME_ASK), self.rng), self.rng), answer)
+        self.last = None
+
+    def tell_color(self) -> None:
+        self.color = self.rng.choice(words_of("colors"))
+        question = self.rng.choice(COLOR_TOLD).format(c=self.color)
+        self.say(_typed(question, self.rng).replace("?", ""), f"{self.color.capitalize()} is a fine color.")  # fmt: skip
+        self.last = None
+
+    def ask_color(self) -> None:
+        answer = f"You like {self.color}." if self.color else "You have not told me your color."
+        self.say(_typed(choose(self.rng.choice(COLOR_ASK), self.rng), self.rng), answer)
+        self.last = None
+
+
+PLAIN_TURNS = {"fact": 70, "follow": 12, "unknown": 10, "sum": 12, "letters": 8, "ask_name": 0.5, "recall": 0.5}  # fmt: skip
+STYLED_TURNS = {"fact": 80, "unknown": 12, "follow": 8}
+
+
+def conversation(rng: random.Random, facts: Iterator[Item]) -> dict[str, Any]:
+    """One conversation as ``{"messages": [...]}``."""
+    chat = Chat(rng, facts)
+    kind = rng.random()
+    turns = rng.choices((1, 2, 3, 4, 7), (40, 32, 18, 7, 3))[0]
+    if kind < 0.16:
+        chat.style = STYLES[rng.choice(list(STYLES))]
+        chat.messages.append({"role": "system", "content": rng.choice(chat.style.prompts)})
+        _turns(chat, STYLED_TURNS, min(turns, 3))
+    elif kind < 0.23:
+        pairs = [(chat.tell_name, chat.ask_name)] * 3 + [(chat.tell_color, chat.ask_color)]
+        tell, ask_back = rng.choice(pairs)
+        tell()
+        _turns(chat, PLAIN_TURNS, rng.choice((0, 0, 1, 1, 2)))
+        ask_back()
+    else:
+        if kind < 0.30:
+            chat.messages.append({"role": "system", "content": rng.choice(NEUTRAL)})
+        _turns(chat, PLAIN_TURNS, turns)
+    return {"messages": chat.messages}
+
+
+def _turns(chat: Chat, weights: dict[str, float], count: int) -> None:
+    for kind in chat.rng.choices(list(weights), list(weights.values()), k=count):
+        getattr(chat, kind)()
+
+
+def training_set(count: int, seed: int) -> Iterator[dict[str, Any]]:
+    """``count`` conversations of ``seed``; no question of the held-out set is among them."""
+    rng = random.Random(seed)
+    facts = deck(rng)
+    forbidden = {_plain(row["messages"][-1]["content"]) for row in held_out(seed=0)}
+    made = 0
+    while made < count:
+        row = conversation(rng, facts)
+        if all(_plain(m["content"]) not in forbidden for m in row["messages"] if m["role"] == "user"):  # fmt: skip
+            made += 1
+            yield row
+
+
+def _plain(question: str) -> str:
+    return "".join(c for c in question.lower() if c.isalnum() or c == " ").strip()
+
+
+# --- held out ---------------------------------------------------------------------------------
+
+
+def _row(group: str, item_id: str, messages: list[Message], **judge: Any) -> dict[str, Any]:
+    return {"group": group, "id": item_id, "messages": messages, **judge}
+
+
+def _user(content: str) -> Message:
+    return {"role": "user", "content": content}
+
+
+def held_out(seed: int = 0) -> list[dict[str, Any]]:
+    """The test: facts in new wordings, and the other skills with new things. ``answer`` is the
+    taught one, ``keys`` and ``must`` are for the judge."""
+    rng = random.Random(f"held-out {seed}")
+    items = all_items()
+    rows = []
+    for item in items:
+        for question, novelty in item.held:
+            rows.append(
+                _row(
+                    f"facts/{novelty}",
+                    item.id,
+                    [_user(cased(question, rng))],
+                    answer=item.say,
+                    keys=list(item.keys),
+                )
+            )
+    for _ in range(80):
+        question = cased(unknown.draw_unknown(rng, held=True), rng)
+        rows.append(_row("unknown", "unknown", [_user(question)], answer=unknown.ANSWER, keys=[unknown.MARK]))  # fmt: skip
+    for group, draw in (("arithmetic", games.draw_sum), ("letters", games.draw_letters)):
+        for _ in range(60):
+            question, answer, must = draw(rng, True)
+            rows.append(_row(group, group, [_user(question)], answer=answer, must=must))
+    rows += _held_styles(rng, items) + _held_turns(rng, items)
+    return rows
+
+
+def _held_styles(rng: random.Random, items: list[Item]) -> list[dict[str, Any]]:
+    rows = []
+    taught = [item for item in items if item.kind in ("concept", "task")]
+    for name, style in STYLES.items():
+        for prompt in style.held:
+            for item in rng.sample(taught, 6):
+                messages = [{"role": "system", "content": prompt}, _user(cased(item.held[0][0], rng))]  # fmt: skip
+                rows.append(
+                    _row("style", item.id, messages, answer=style.answer(item), keys=[], style=name)
+                )
+    return rows
+
+
+def _held_turns(rng: random.Random, items: list[Item]) -> list[dict[str, Any]]:
+    rows = []
+    taught = [item for item in items if item.kind == "concept" and item.why]
+    for _ in range(15):
+        first, second = rng.sample(taught, 2)
+        start = [_user(ask(first, rng)), {"role": "assistant", "content": first.say}]
+        follow = rng.choice(frames.FOLLOW_HELD).format(x=second.names[0])
+        rows.append(_row("turns", second.id, [*start, _user(cased(follow, rng))], answer=second.say, keys=list(second.keys)))  # fmt: skip
+        question = cased(rng.choice(frames.FOLLOW_WHY_HELD), rng)
+        rows.append(_row("turns", first.id + ".why", [*start, _user(question)], answer=first.why, keys=[]))  # fmt: skip
+        question = cased(rng.choice(frames.FOLLOW_SHORT_HELD), rng)
+        rows.append(_row("turns", first.id + ".short", [*start, _user(question)], answer=first.short, keys=[], must=first.short))  # fmt: skip
+        question = cased(rng.choice(frames.RECALL_HELD), rng)
+        rows.append(_row("turns", first.id + ".recall", [*start, _user(question)], answer=f"You asked about {first.topic}.", must=first.topic))  # fmt: skip
+    for name in words_of("held_names"):
+        told = [_user(f"My name is {name}."), {"role": "assistant", "content": f"Nice to meet you, {name}."}]  # fmt: skip
+        question = cased(rng.choice(NAME_HELD), rng)
+        rows.append(_row("turns", "name", [*told, _user(question)], answer=f"Your name is {name}.", must=name))  # fmt: skip
+    return rows
+
+
+def write_jsonl(rows: Iterator[dict[str, Any]] | list[dict[str, Any]], path: Any) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
