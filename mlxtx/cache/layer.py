@@ -191,6 +191,11 @@ class RowsCache:
             self.tail.truncate(stop)
         self.rows = stop
 
+    def restore(self, earlier: RowsCache) -> None:
+        """Becomes what ``copy`` made of it earlier."""
+        fresh = earlier.copy()
+        self.rows, self.head, self.body, self.tail = fresh.rows, fresh.head, fresh.body, fresh.tail
+
     def copy(self) -> RowsCache:
         other = RowsCache(self.layout, self.settings, shared=self.shared)
         other.rows = self.rows

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import mlx.core as mx
 
 from mlxtx.cache.layer import RowsCache
 from mlxtx.cache.settings import PLAIN, KVSettings
 from mlxtx.errors import MlxtxError
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A point in a cache's life: how many tokens it held, and what its rings held."""
+
+    offset: int
+    rings: dict[int, RowsCache]
 
 
 class ModelCache:
@@ -80,6 +89,26 @@ class ModelCache:
         for layer in self.distinct():
             layer.rollback(count)
         self.offset -= count
+
+    def mark(self) -> Mark:
+        """A point to come back to with ``return_to``. Layers with a window keep a copy of their
+        few rows; all others only go back."""
+        rings = {
+            number: layer.copy()
+            for number, layer in enumerate(self.distinct())
+            if layer.layout.reach is not None
+        }
+        return Mark(self.offset, rings)
+
+    def return_to(self, mark: Mark) -> None:
+        """Goes back to a mark that was set on the way here: not behind a later ``rollback`` past
+        it."""
+        for number, layer in enumerate(self.distinct()):
+            if number in mark.rings:
+                layer.restore(mark.rings[number])
+            else:
+                layer.rollback(self.offset - mark.offset)
+        self.offset = mark.offset
 
     def copy(self) -> ModelCache:
         """A cache that goes on from here on its own; rows are shared until one of them changes."""

@@ -24,6 +24,11 @@ def exp(x: mx.array) -> mx.array:
     where it decides how long a prompt takes; there this one splits off the power of two."""
     if x.dtype != mx.float32 or on_gpu() or x.size < 4096:
         return mx.exp(x)
+    return _exp(x)
+
+
+@mx.custom_function
+def _exp(x: mx.array) -> mx.array:
     x = mx.maximum(x * _LOG2_E, -127.0)  # whole -127 gives a zero exponent, and 0
     whole = (x + _ROUND) - _ROUND
     fraction = x - whole
@@ -32,3 +37,9 @@ def exp(x: mx.array) -> mx.array:
         power = power * fraction + term
     exponent = (whole.astype(mx.int32) + 127) << 23
     return power * exponent.view(mx.float32)
+
+
+@_exp.vjp
+def _exp_vjp(x, cotangent, output):
+    """Rounding has no useful derivative; the exponential is its own."""
+    return cotangent * output

@@ -22,9 +22,9 @@ from mlxtx.cache.step import Step
 
 Expand = Callable[[mx.array], tuple[mx.array, mx.array]]
 
-SCORES_AT_A_TIME = 1 << 20  # numbers: 4 MB in float32, and as much again for what is made of them
-DECODED_AT_A_TIME = 1 << 21  # numbers of decoded keys, and as many values
-QUERIES_AT_A_TIME = 128
+SCORES_AT_A_TIME = 1 << 18  # numbers: 1 MB in float32, a few times that with what is made of them
+DECODED_AT_A_TIME = 1 << 20  # numbers of decoded keys, and as many values
+QUERIES_AT_A_TIME = 64
 SMALLEST_SLICE = 64  # rows
 
 

@@ -60,6 +60,13 @@ class RowFormat:
             return rows
         return kv_quantize(rows, bits=self.bits, group_size=self.group_size, rotate=self.rotate)
 
+    def from_arrays(self, arrays: tuple[mx.array, ...], dim: int) -> Rows:
+        """Rows of ``dim`` channels in this format from what they consist of."""
+        if self.bits is None:
+            return arrays[0]
+        codes, scales, biases = arrays
+        return QuantizedRows(codes, scales, biases, self.bits, self.group_size, dim, self.rotate)
+
     def nbytes(self, dim: int, itemsize: int) -> int:
         """Bytes of one row of ``dim`` channels whose scales have ``itemsize`` bytes."""
         if self.bits is None:
@@ -86,6 +93,11 @@ class Slots:
     @property
     def capacity(self) -> int:
         return 0 if self.rows is None else count_rows(self.rows)
+
+    @property
+    def dim(self) -> int:
+        """Channels of a row, 0 as long as there is none."""
+        return 0 if self.rows is None else self.rows.shape[-1]
 
     @property
     def arrays(self) -> tuple[mx.array, ...]:

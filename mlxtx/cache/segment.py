@@ -79,7 +79,7 @@ class Segment:
         count = k.shape[2]
         first = self._needed_before(self.stop)
         if self.ring is None or self.stop + count - first <= self.ring:
-            self._write(keys, values, expected)
+            self.write(keys, values, expected)
             return self.parts(first)
         # The new rows overwrite some that their own queries must see: look first, then write.
         parts = self.parts(first)
@@ -87,10 +87,11 @@ class Segment:
         skipped = max(0, count - self.ring)
         self.stop += skipped
         newest = parts[-1].slice(self.stop, self.stop + count)
-        self._write(newest.keys, newest.values, expected)
+        self.write(newest.keys, newest.values, expected)
         return parts
 
-    def _write(self, keys: Rows, values: Rows | None, expected: int) -> None:
+    def write(self, keys: Rows, values: Rows | None, expected: int = 0) -> None:
+        """Puts rows behind the last one, in the segment's format already."""
         pairs = [(self.keys, keys)] + ([] if values is None else [(self.values, values)])
         stop = self.stop + count_rows(keys)
         for slots, new in pairs:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -11,6 +14,8 @@ from hypothesis import strategies as st
 from mlxtx.cache import parts
 from mlxtx.cache.attention import AttentionSpec
 from mlxtx.cache.layer import RowsCache, layer_layout
+from mlxtx.cache.model_cache import ModelCache
+from mlxtx.cache.saved import load_cache, save_cache
 from mlxtx.cache.settings import parse_kv
 from mlxtx.cache.step import Step
 from mlxtx.errors import MlxtxError
@@ -40,6 +45,8 @@ operations = st.lists(
         st.tuples(st.just("append"), st.sampled_from([1, 1, 2, 3, 8, 17, 45])),
         st.tuples(st.just("rollback"), st.integers(1, REWIND)),
         st.tuples(st.just("share"), st.integers(0, 1)),
+        st.tuples(st.just("save"), st.just(0)),
+        st.tuples(st.just("mark"), st.integers(1, 20)),
     ),
     min_size=2,
     max_size=7,
@@ -54,10 +61,34 @@ class Both:
         self.heads, self.kv_heads, self.dim, self.value_dim = dims
         self.settings = parse_kv(kv)
         layout = layer_layout(spec, self.settings, padding=max(padding), rewind=REWIND)
-        self.cache = RowsCache(layout, self.settings)
+        self.layout = layout
+        self.cache = self.make_cache(self.settings)
         self.model = NumpyCache(layout)
         self.random = np.random.default_rng(seed)
         self.peak = 0
+
+    def make_cache(self, settings, *, left_padding=None, rewind=REWIND) -> ModelCache:
+        layer = RowsCache(self.layout, settings)
+        return ModelCache([layer], settings=settings, left_padding=self.padding)
+
+    def save_and_load(self) -> None:
+        tokens = self.random.integers(0, 9, (len(self.padding), self.model.rows)).tolist()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "cache.safetensors"
+            save_cache(path, self.cache, model="m", tokens=tokens)
+            self.cache, loaded = load_cache(path, self, fingerprint="m", kv=self.settings)
+        assert loaded == tokens
+
+    def there_and_back(self, count: int) -> None:
+        """Marks this point, goes on, and comes back."""
+        mark, model = self.cache.mark(), self.model.copy()
+        self.append(count)
+        self.cache.return_to(mark)
+        # What left the tail for the body meanwhile stays there, unless a ring was put back.
+        if self.layout.reach is None:
+            self.model.rollback(count)
+        else:
+            self.model = model
 
     def normal(self, *shape) -> np.ndarray:
         return self.random.normal(size=shape).astype(np.float32)
@@ -69,7 +100,7 @@ class Both:
         latent = self.spec.value_dim is not None
         v = None if latent else self.normal(batch, self.kv_heads, count, self.value_dim)
         step = Step(count, self.model.rows, left_padding=self.padding)
-        got = self.cache.attend(
+        got = self.cache.layers[0].attend(
             mx.array(q),
             mx.array(k),
             None if v is None else mx.array(v),
@@ -91,7 +122,8 @@ class Both:
         wanted = attend(q, keys, values, spec, padding=self.padding, sinks=self.sinks)
         np.testing.assert_allclose(np.array(got), wanted, atol=2e-5, rtol=2e-4)
         self.peak = max(self.peak, self.model.rows)
-        assert self.cache.rows == self.model.rows
+        self.cache.offset += count
+        assert self.cache.layers[0].rows == self.model.rows
 
     def rollback(self, count: int) -> None:
         count = min(count, self.model.rows)
@@ -151,6 +183,10 @@ def drive(kv, spec, dims, latent, padding, sinks, operations, seed):
             both.append(number)
         elif name == "rollback" and both.model.rows:
             both.rollback(number)
+        elif name == "save" and both.model.rows:
+            both.save_and_load()
+        elif name == "mark" and both.model.rows:
+            both.there_and_back(number)
         elif name == "share":  # go on with a copy, or come back to one that stood still meanwhile
             others.append(both)
             both = both.fork() if number or len(others) < 2 else others.pop(0)

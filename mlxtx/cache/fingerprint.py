@@ -1,0 +1,31 @@
+"""What tells one model from another, so that no cache is used with a model it was not made by."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import mlx.core as mx
+
+SAMPLES = 64  # numbers of each parameter
+
+
+def fingerprint(model: Any) -> str:
+    """A hash over the model's config and over each parameter's name, shape, dtype and a sample of
+    numbers spread over it. Another revision, an adapter or another quantization changes it; the
+    whole of the weights is not read. ``model`` is a ``DecoderModel`` with its weights."""
+    from mlx.utils import tree_flatten
+
+    digest = hashlib.sha256(repr(model.config).encode())
+    parameters: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
+    samples = []
+    for name, array in sorted(parameters.items()):
+        digest.update(f"{name} {array.shape} {array.dtype};".encode())
+        flat = array.reshape(-1)
+        sample = flat[:: max(1, flat.size // SAMPLES)][:SAMPLES]
+        exact = mx.issubdtype(sample.dtype, mx.integer)
+        samples.append(sample.astype(mx.int64 if exact else mx.float32))
+    mx.eval(samples)
+    for sample in samples:
+        digest.update(bytes(memoryview(sample)))  # type: ignore[arg-type]
+    return digest.hexdigest()[:32]

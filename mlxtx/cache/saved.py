@@ -1,0 +1,192 @@
+"""Caches as files: safetensors with the model's fingerprint, the tokens and the settings inside.
+
+Only rows that are filled are written, one tensor at a time; a ring is written in the order of its
+rows. A file is written beside and renamed, so a full disk leaves nothing half-written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlxtx.cache.model_cache import ModelCache
+from mlxtx.cache.rows import arrays_of
+from mlxtx.cache.segment import Segment
+from mlxtx.cache.settings import KVSettings, parse_kv
+from mlxtx.errors import MlxtxError
+
+FORMAT = "mlxtx-cache-1"
+
+
+@dataclass(frozen=True)
+class SavedCacheInfo:
+    """What a cache file says of itself, from its header and its tokens."""
+
+    path: Path
+    model: str  # fingerprint
+    settings: str
+    offset: int
+    left_padding: tuple[int, ...] | None
+    tokens: list[list[int]]
+    nbytes: int  # of the file
+    title: str
+
+
+def save_cache(
+    path: str | Path,
+    cache: ModelCache,
+    *,
+    model: str,
+    tokens: Sequence[Sequence[int]],
+    title: str = "",
+) -> None:
+    """Writes ``cache``. ``model``: the fingerprint of the model that filled it; ``tokens``: what
+    each row of the batch was fed, padding included; ``title``: a line for people."""
+    from mlxtx.checkpoint.safetensors import dtype_name, encode_header, write_array
+    from mlxtx.files import atomic_write
+
+    if any(len(row) != cache.offset for row in tokens):
+        raise ValueError(f"tokens of {[len(row) for row in tokens]}, a cache of {cache.offset}")
+    arrays: dict[str, mx.array] = {"tokens": mx.array([list(row) for row in tokens], mx.int32)}
+    segments: dict[str, Any] = {}
+    for number, layer in enumerate(cache.distinct()):
+        for name, segment in layer.segments.items():
+            prefix = f"layers.{number}.{name}"
+            segments[prefix] = {
+                "oldest": segment.oldest,
+                "stop": segment.stop,
+                "newest": segment.newest,
+                "origin": segment.origin,
+                "dims": [s.dim for s in (segment.keys, segment.values)],
+            }
+            arrays |= _arrays(prefix, segment)
+    metadata = {
+        "format": FORMAT,
+        "model": model,
+        "settings": str(cache.settings),
+        "offset": str(cache.offset),
+        "left_padding": json.dumps(cache.left_padding),
+        "rewind": str(cache.layers[0].layout.rewind),
+        "segments": json.dumps(segments),
+        "title": title,
+    }
+    shapes = {name: (dtype_name(array), tuple(array.shape)) for name, array in arrays.items()}
+    with atomic_write(path) as file:
+        file.write(encode_header(shapes, metadata))
+        for name in list(arrays):
+            write_array(file, arrays.pop(name))
+
+
+def _arrays(prefix: str, segment: Segment) -> dict[str, mx.array]:
+    """The segment's rows, oldest first, by the names they have in a file."""
+    parts = segment.parts()
+    found = {}
+    for kind in ("keys", "values"):
+        rows = [getattr(part, kind) for part in parts]
+        if not rows or rows[0] is None:
+            continue
+        for index, pieces in enumerate(zip(*map(arrays_of, rows), strict=True)):
+            whole = pieces[0] if len(pieces) == 1 else mx.concatenate(list(pieces), axis=2)
+            found[f"{prefix}.{kind}.{index}"] = whole
+    return found
+
+
+def read_cache_info(path: str | Path) -> SavedCacheInfo:
+    """What the file says of itself. Raises MlxtxError if it is no sound cache file."""
+    return _info(_reader(path))
+
+
+def load_cache(
+    path: str | Path, model: Any, *, fingerprint: str, kv: str | KVSettings | None = None
+) -> tuple[ModelCache, list[list[int]]]:
+    """A cache for ``model`` and the tokens it holds.
+
+    Raises MlxtxError, with the reason, for a file that is cut short or not a cache, and for a
+    cache of another model, revision, adapter (``fingerprint``) or setting (``kv``; None takes
+    the file's own).
+    """
+    reader = _reader(path)
+    info = _info(reader)
+    if info.model != fingerprint:
+        raise MlxtxError(
+            f"{path} was made by another model, revision, quantization or adapter "
+            f"({info.model[:8]}, this one is {fingerprint[:8]}): build it again with this one"
+        )
+    settings = parse_kv(info.settings)
+    if kv is not None and parse_kv(kv) != settings:
+        raise MlxtxError(
+            f"{path} keeps rows as {settings}, and {parse_kv(kv)} was asked for: build it again, "
+            f"or ask for {settings}"
+        )
+    try:
+        cache = model.make_cache(
+            settings, left_padding=info.left_padding, rewind=int(reader.metadata["rewind"])
+        )
+        described = json.loads(reader.metadata["segments"])
+        for number, layer in enumerate(cache.distinct()):
+            for name, segment in layer.segments.items():
+                prefix = f"layers.{number}.{name}"
+                _fill(segment, described[prefix], prefix, reader, len(info.tokens))
+            layer.rows = info.offset
+    except (KeyError, ValueError, TypeError, AssertionError) as error:
+        raise MlxtxError(f"{path} does not hold what its header says ({error})") from None
+    cache.offset = info.offset
+    mx.eval(cache.state())
+    return cache, info.tokens
+
+
+def _fill(segment: Segment, facts: dict[str, Any], prefix: str, reader: Any, batch: int) -> None:
+    count = facts["stop"] - facts["oldest"]
+    segment.restart(facts["origin"])
+    segment.stop = segment.newest = facts["oldest"]
+    if count:
+        found: list[Any] = []
+        formats = (segment.key_format, segment.value_format)
+        for kind, row_format, dim in zip(("keys", "values"), formats, facts["dims"], strict=True):
+            names = [f"{prefix}.{kind}.{i}" for i in range(1 if row_format.bits is None else 3)]
+            if kind == "values" and names[0] not in reader.tensors:
+                found.append(None)
+                continue
+            arrays = tuple(reader.read(name) for name in names)
+            if any(a.ndim != 4 or a.shape[0] != batch or a.shape[2] != count for a in arrays):
+                raise ValueError(f"{prefix}.{kind} has a shape of another cache")
+            found.append(row_format.from_arrays(arrays, dim))
+        segment.write(*found)
+    segment.newest = facts["newest"]
+
+
+def _reader(path: str | Path) -> Any:
+    from mlxtx.checkpoint.safetensors import Reader
+
+    reader = Reader(path)
+    if reader.metadata.get("format") != FORMAT:
+        raise MlxtxError(f"{path} is not a cache of this version of mlxtx")
+    return reader
+
+
+def _info(reader: Any) -> SavedCacheInfo:
+    data = reader.metadata
+    try:
+        padding = json.loads(data["left_padding"])
+        tokens = reader.read("tokens").tolist()
+        offset = int(data["offset"])
+        if any(len(row) != offset for row in tokens):
+            raise ValueError("tokens and offset differ")
+        return SavedCacheInfo(
+            path=reader.path,
+            model=data["model"],
+            settings=data["settings"],
+            offset=offset,
+            left_padding=None if padding is None else tuple(padding),
+            tokens=tokens,
+            nbytes=os.path.getsize(reader.path),
+            title=data.get("title", ""),
+        )
+    except (KeyError, ValueError, TypeError) as error:
+        raise MlxtxError(f"{reader.path} does not describe a cache ({error})") from None

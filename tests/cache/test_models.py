@@ -1,0 +1,108 @@
+"""Whole decoders with every kind of cache: chunks, single tokens, batches, going back."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlxtx.errors import MlxtxError
+from tests.cache.tiny_models import KINDS, tiny_model
+
+TOKENS = np.random.default_rng(3).integers(0, 50, 60).tolist()
+# Fractions of channels are the same whichever way a prompt is cut, so only rounding may differ.
+CLOSE = {"atol": 3e-4, "rtol": 1e-3}
+
+
+def logits(model, tokens, cache, sizes) -> np.ndarray:
+    out, start = [], 0
+    for size in sizes:
+        out.append(model(mx.array([tokens[start : start + size]]), cache))
+        start += size
+    assert start == len(tokens)
+    return np.array(mx.concatenate(out, axis=1))[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kv", ["plain", "k8v4g32", "k6v5g64r", "k3v2g32r"])
+def test_chunks_and_single_tokens_equal_the_whole(kind, kv):
+    model = tiny_model(*KINDS[kind])
+    whole = logits(model, TOKENS, model.make_cache(kv), [60])
+    for sizes in ([17, 1, 30, 12], [5, *[1] * 55]):
+        cut = logits(model, TOKENS, model.make_cache(kv), sizes)
+        np.testing.assert_allclose(cut, whole, **CLOSE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_plain_cache_equals_none(kind):
+    model = tiny_model(*KINDS[kind])
+    without = np.array(model(mx.array([TOKENS])))[0]
+    np.testing.assert_allclose(
+        logits(model, TOKENS, model.make_cache(), [40, 20]), without, **CLOSE
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kv", ["plain", "k8v6g32r", "k4v4g32f3n8"])
+def test_rows_of_a_ragged_batch_equal_themselves_alone(kind, kv):
+    model = tiny_model(*KINDS[kind])
+    lengths = [43, 20, 31]
+    padding = [max(lengths) - n for n in lengths]
+    rows = [[0] * p + TOKENS[:n] for n, p in zip(lengths, padding, strict=True)]
+    cache = model.make_cache(kv, left_padding=padding)
+    first = np.array(model(mx.array(rows), cache, last=1))
+    then = np.array(model(mx.array([[7], [8], [9]]), cache))
+    for number, length in enumerate(lengths):
+        alone = model.make_cache(kv)
+        wanted = np.array(model(mx.array([TOKENS[:length]]), alone, last=1))
+        if "n" not in kv:  # which rows are the newest depends on how a prompt is cut
+            np.testing.assert_allclose(first[number], wanted[0], **CLOSE)
+            wanted = np.array(model(mx.array([[7 + number]]), alone))
+            np.testing.assert_allclose(then[number], wanted[0], **CLOSE)
+        assert np.isfinite(then).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kv", ["plain", "k8v4g32", "k4v4g32rf2"])
+def test_rolling_back_leaves_no_trace(kind, kv):
+    model = tiny_model(*KINDS[kind])
+    cache = model.make_cache(kv, rewind=9)
+    logits(model, TOKENS[:40], cache, [30, *[1] * 10])
+    branch = cache.copy()
+    logits(model, [1, 2, 3, 4, 5, 6, 7, 8, 9], cache, [4, 5])
+    cache.rollback(9)
+    assert cache.offset == 40
+    again = logits(model, TOKENS[40:50], cache, [10])
+    np.testing.assert_allclose(again, logits(model, TOKENS[40:50], branch, [10]), **CLOSE)
+
+
+def test_going_back_too_far_changes_nothing():
+    model = tiny_model(*KINDS["windows"])
+    cache = model.make_cache(rewind=4)
+    logits(model, TOKENS, cache, [60])
+    assert cache.can_rollback(4) and not cache.can_rollback(30)
+    with pytest.raises(MlxtxError, match="can take back 4 tokens, not 30"):
+        cache.rollback(30)
+    assert cache.offset == 60
+    assert {layer.rows for layer in cache} == {60}
+    cache.rollback(60)  # all of it is always possible
+    assert cache.offset == 0
+    fresh = logits(model, TOKENS, model.make_cache(), [60])
+    np.testing.assert_allclose(logits(model, TOKENS, cache, [60]), fresh, **CLOSE)
+
+
+def test_packed_rows_are_refused():
+    model = tiny_model()
+    with pytest.raises(MlxtxError, match="without a cache"):
+        model(mx.array([TOKENS]), model.make_cache(), segments=mx.zeros((1, 60), mx.int32))
+
+
+def test_bytes_are_those_of_the_buffers():
+    model = tiny_model(*KINDS["windows"])  # full: 2 heads of 16; window: 1 head, shared
+    cache = model.make_cache("k8v4g32", rewind=4)
+    logits(model, TOKENS, cache, [60])
+    scales = 2 * 4  # float32 scale and bias of one group of 32
+    full = 256 * 2 * ((32 + scales) + (16 + scales))
+    window = (12 - 1 + 4) * 1 * ((32 + scales) + (16 + scales))
+    assert cache.nbytes == full + window
+    assert cache.nbytes == sum(array.nbytes for array in cache.state())

@@ -1,0 +1,188 @@
+"""Saved caches, what is refused, and prefixes on disk."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlxtx.cache.fingerprint import fingerprint
+from mlxtx.cache.prefix_store import PrefixStore
+from mlxtx.cache.reuse import ReusedCache
+from mlxtx.cache.saved import load_cache, read_cache_info, save_cache
+from mlxtx.errors import MlxtxError
+from tests.cache.tiny_models import KINDS, tiny_model
+
+TOKENS = np.random.default_rng(4).integers(0, 50, 90).tolist()
+
+
+def filled(model, tokens, kv=None):
+    cache = model.make_cache(kv)
+    model(mx.array([tokens]), cache)
+    return cache
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kv", ["plain", "k8v4g32r", "k4v4g32f2n8"])
+def test_a_loaded_cache_goes_on_alike(kind, kv, tmp_path):
+    model = tiny_model(*KINDS[kind])
+    cache = filled(model, TOKENS[:70], kv)
+    mark = fingerprint(model)
+    save_cache(tmp_path / "a", cache, model=mark, tokens=[TOKENS[:70]], title="a story")
+    loaded, tokens = load_cache(tmp_path / "a", model, fingerprint=mark, kv=kv)
+    assert tokens == [TOKENS[:70]]
+    for some in (cache, loaded):
+        some.rollback(3)
+    more = mx.array([TOKENS[67:80]])
+    np.testing.assert_array_equal(np.array(model(more, loaded)), np.array(model(more, cache)))
+    info = read_cache_info(tmp_path / "a")
+    assert (info.title, info.settings, info.offset) == ("a story", kv, 70)
+    assert info.nbytes < cache.nbytes + 8000  # only rows that are filled
+
+
+def test_bfloat16_rows_come_back_exactly(tmp_path):
+    model = tiny_model()
+    model.set_dtype(mx.bfloat16)
+    cache = filled(model, TOKENS, "k8v8g32n5")
+    save_cache(tmp_path / "a", cache, model="m", tokens=[TOKENS])
+    loaded, _ = load_cache(tmp_path / "a", model, fingerprint="m")
+    for a, b in zip(cache.layers[0].body.parts(), loaded.layers[0].body.parts(), strict=True):
+        assert b.keys.scales.dtype == mx.bfloat16
+        assert mx.array_equal(a.keys.codes, b.keys.codes)
+        assert mx.array_equal(a.values.scales, b.values.scales)
+
+
+def test_foreign_and_damaged_files_are_refused(tmp_path):
+    model = tiny_model()
+    mark = fingerprint(model)
+    path = tmp_path / "a"
+    save_cache(path, filled(model, TOKENS, "k8v4g32"), model=mark, tokens=[TOKENS])
+    with pytest.raises(MlxtxError, match="another model, revision, quantization or adapter"):
+        load_cache(path, model, fingerprint=fingerprint(tiny_model(seed=1)))
+    with pytest.raises(MlxtxError, match=r"keeps rows as k8v4g32, and k8v8g32 was asked"):
+        load_cache(path, model, fingerprint=mark, kv="k8v8g32")
+    whole = path.read_bytes()
+    for length in (0, 5, 300, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(MlxtxError):
+            load_cache(path, model, fingerprint=mark)
+    path.write_bytes(whole.replace(b"mlxtx-cache-1", b"mlxtx-cache-7"))
+    with pytest.raises(MlxtxError, match="not a cache of this version"):
+        load_cache(path, model, fingerprint=mark)
+    path.write_bytes(
+        whole.replace(b'\\"stop\\":90', b'\\"stop\\":80').replace(
+            b'\\"stop\\": 90', b'\\"stop\\": 80'
+        )
+    )
+    with pytest.raises(MlxtxError, match="does not hold what its header says"):
+        load_cache(path, model, fingerprint=mark)
+
+
+def test_the_fingerprint_tells_models_apart():
+    model = tiny_model()
+    mark = fingerprint(model)
+    assert fingerprint(tiny_model()) == mark
+    assert fingerprint(tiny_model(seed=1)) != mark
+    assert fingerprint(tiny_model(*KINDS["full"])) != mark
+    model.layers[1].self_attn.q_proj.weight += 0.01
+    assert fingerprint(model) != mark
+
+
+def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
+    from mlxtx.checkpoint import safetensors
+
+    model = tiny_model()
+    path = tmp_path / "a"
+    save_cache(path, filled(model, TOKENS), model="m", tokens=[TOKENS])
+    before = path.read_bytes()
+
+    def full(file, array):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(safetensors, "write_array", full)
+    with pytest.raises(MlxtxError, match="disk is full"):
+        save_cache(path, filled(model, TOKENS[:9]), model="m", tokens=[TOKENS[:9]])
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_prefixes_on_disk_stay_within_their_budget(tmp_path):
+    model = tiny_model()
+    mark = fingerprint(model)
+    size = (
+        PrefixStore(tmp_path / "x")
+        .add(filled(model, TOKENS[:60]), TOKENS[:60], fingerprint=mark)
+        .stat()
+        .st_size
+    )
+    store = PrefixStore(tmp_path / "y", budget=2 * size + size // 2)
+    for first in (1, 2, 3):
+        tokens = [first, *TOKENS[1:60]]
+        path = store.add(filled(model, tokens), tokens, fingerprint=mark, title=str(first))
+        os.utime(path, ns=(first, first))
+    assert [info.title for info in store] == ["2", "3"]
+    assert store.nbytes <= store.budget
+    with pytest.raises(MlxtxError, match="raise the"):
+        store.add(filled(model, TOKENS * 4), TOKENS * 4, fingerprint=mark)
+    assert [info.title for info in store] == ["2", "3"]  # nothing left for what did not fit
+    with pytest.raises(MlxtxError, match="no saved cache begins"):
+        store.remove("zzz")
+    store.remove(next(iter(store)).path.name)
+    assert [info.title for info in store] == ["3"]
+
+
+def test_a_prefix_is_found_and_used(tmp_path):
+    model = tiny_model(*KINDS["full"])
+    mark = fingerprint(model)
+    store = PrefixStore(tmp_path)
+    for length in (20, 60):
+        store.add(filled(model, TOKENS[:length]), TOKENS[:length], fingerprint=mark)
+    store.add(filled(model, TOKENS[:70], "k8v8g32"), TOKENS[:70], fingerprint=mark)
+    cache, held = store.find([*TOKENS[:40], 1, 2, 3], model, fingerprint=mark)
+    assert held == TOKENS[:40] and cache.offset == 40
+    wanted = model(mx.array([TOKENS[:43]]), last=1)
+    got = model(mx.array([TOKENS[40:43]]), cache, last=1)
+    np.testing.assert_allclose(np.array(got), np.array(wanted), atol=1e-4)
+    assert store.find(TOKENS, model, fingerprint="other") is None
+    assert store.find([49 - t for t in TOKENS], model, fingerprint=mark) is None
+    found = store.find(TOKENS, model, fingerprint=mark, kv="k8v8g32")
+    assert found is not None and len(found[1]) == 70
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kv", ["plain", "k8v8g32n4"])
+def test_a_chat_feeds_only_what_is_new(kind, kv):
+    model = tiny_model(*KINDS[kind])
+    reused = ReusedCache(lambda: model.make_cache(kv, rewind=2))
+    fed = []
+
+    def turn(prompt, reply):
+        kept = reused.begin(prompt)
+        fed.append(len(prompt) - kept)
+        out = model(mx.array([prompt[kept:]]), reused.cache, last=1)
+        reused.fed(prompt[kept:])
+        for token in reply:
+            model(mx.array([[token]]), reused.cache)
+            reused.fed([token])
+        return np.array(out)
+
+    first, second = TOKENS[:50], [*TOKENS[:50], 3, 4, 5, *TOKENS[60:70]]
+    turn(first, [3, 4, 5])
+    assert fed == [50]
+    turn(second, [6, 7])
+    assert fed[-1] == 10
+    edited = [*TOKENS[:50], 3, 4, 5, *reversed(TOKENS[60:70]), 1]  # the second message again
+    got = turn(edited, [])
+    assert fed[-1] <= 11
+    alone = model.make_cache("plain" if kv == "plain" else "k8v8g32")
+    wanted = np.array(model(mx.array([edited]), alone, last=1))
+    np.testing.assert_allclose(got, wanted, atol=1e-4 if kv == "plain" else 0.1)
+    turn([8, *first], [])  # nothing in common
+    assert fed[-1] == 51
+    turn([8, *first], [])  # the very same prompt: one token has to be fed for its logits
+    assert fed[-1] == 1
+    model(mx.array([[1, 2]]), reused.cache)  # a turn cut short, nobody told
+    assert reused.begin([8, *first, 9]) == 51
