@@ -23,8 +23,9 @@ class Prepare:
         rotary: Rotary | None = None,
         norm_after_rope: bool = False,
         temperature: TemperatureConfig | None = None,
+        clip: float | None = None,
     ):
-        self.q_norm, self.k_norm, self.rotary = q_norm, k_norm, rotary
+        self.q_norm, self.k_norm, self.rotary, self.clip = q_norm, k_norm, rotary, clip
         self.norm_after_rope = norm_after_rope
         self.temperature = temperature
 
@@ -39,6 +40,8 @@ class Prepare:
     def _one(self, x: mx.array, norm: HeadNorm | None, step: Step) -> mx.array:
         if norm is not None and not self.norm_after_rope:
             x = norm(x)
+        if self.clip is not None:
+            x = mx.clip(x, -self.clip, self.clip)
         if self.rotary is not None:
             x = self.rotary(x, step)
         if norm is not None and self.norm_after_rope:
@@ -88,11 +91,10 @@ class Attention(nn.Module):
             self._rotary,
             config.norm_after_rope,
             config.temperature,
+            config.clip_qkv,
         )
 
     def _heads(self, x: mx.array, count: int) -> mx.array:  # [B, T, H * D] -> [B, H, T, D]
-        if self._config.clip_qkv is not None:
-            x = mx.clip(x, -self._config.clip_qkv, self._config.clip_qkv)
         return x.reshape(*x.shape[:2], count, -1).swapaxes(1, 2)
 
     def __call__(self, x: mx.array, cache: LayerCache, step: Step) -> mx.array:
@@ -103,6 +105,8 @@ class Attention(nn.Module):
             k = self._heads(self.k_proj(x), config.kv_heads)  # [B, K, T, D]
             v = k if config.value_is_key else self._heads(self.v_proj(x), config.kv_heads)
             v = self.v_norm(v) if config.v_norm else v
+            if config.clip_qkv is not None:
+                v = mx.clip(v, -config.clip_qkv, config.clip_qkv)
         out = cache.attend(
             q,
             k,

@@ -69,11 +69,16 @@ class Block(nn.Module):
         if self._config.norm_after_add:
             return self._post(x, cache, step)
 
-        h = self.self_attn(self.input_layernorm(x), cache, step)
-        x = self._add(x, self.attention_output_layernorm(h))
+        normed = self.input_layernorm(x)
+        h = self.self_attn(normed, cache, step)
+        x = self._add(self._stream(x, normed), self.attention_output_layernorm(h))
 
-        h = self.mlp(self.post_attention_layernorm(x))
-        return self._add(x, self.feed_forward_output_layernorm(h))
+        normed = self.post_attention_layernorm(x)
+        h = self.mlp(normed)
+        return self._add(self._stream(x, normed), self.feed_forward_output_layernorm(h))
+
+    def _stream(self, x: mx.array, normed: mx.array) -> mx.array:
+        return normed if self._config.residual_after_norm else x
 
     def _parallel(self, x: mx.array, cache: LayerCache, step: Step) -> mx.array:
         normed = self.input_layernorm(x)

@@ -145,7 +145,7 @@ class AttentionConfig:
     scale: float | None = None  # None: head_dim ** -0.5
     qkv_bias: bool = False
     output_bias: bool = False
-    clip_qkv: float | None = None
+    clip_qkv: float | None = None  # behind the norms of queries and keys, before RoPE
     rope: RopeConfig | None = None
     alibi: tuple[float, ...] = ()  # one slope a head
     q_norm: HeadNormConfig | None = None
@@ -300,7 +300,8 @@ class BlockConfig:
     parallel    x = x + attention(norm(x)) + feed_forward(norm(x))  (one norm when feed_forward_norm is None)
 
     ``*_output_norm`` normalises a branch before it is added (sandwich); ``norm_after_add`` moves
-    the two norms behind the additions (the original post-norm Transformer).
+    the two norms behind the additions (the original post-norm Transformer). With
+    ``residual_after_norm`` a branch is added to its own norm's result (some BLOOMs).
     """
 
     attention: AttentionConfig | LatentAttentionConfig
@@ -311,6 +312,7 @@ class BlockConfig:
     feed_forward_norm: NormConfig | None = field(default_factory=NormConfig)
     feed_forward_output_norm: NormConfig | None = None
     norm_after_add: bool = False
+    residual_after_norm: bool = False
     residual_multiplier: float = 1.0
 
     def __post_init__(self) -> None:
@@ -357,6 +359,7 @@ class DecoderConfig:
     final_norm: NormConfig | None = field(default_factory=NormConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     prediction_heads: tuple[BlockConfig, ...] = ()  # multi-token prediction (DeepSeek-V3)
+    refeed_beyond: int | None = None  # a text that grows past this length is fed anew (Phi-3)
 
     def __post_init__(self) -> None:
         _positive(self, "vocabulary", "width", "context")

@@ -130,6 +130,16 @@ class DecoderModel(nn.Module):
             cache.offset += step.count
         return x
 
+    def outgrows(self, cache: ModelCache, count: int = 1) -> bool:
+        """Whether ``count`` more tokens take a row past ``config.refeed_beyond``, where rotary
+        frequencies change for good: then the text so far is to be fed anew into an empty cache,
+        for what ``cache`` holds was made with the old ones."""
+        limit = self._config.refeed_beyond
+        if limit is None:
+            return False
+        lengths = [cache.offset - padding for padding in cache.left_padding or (0,)]
+        return any(0 < length <= limit < length + count for length in lengths)
+
     def predict_ahead(
         self,
         hidden: mx.array,

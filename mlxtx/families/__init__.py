@@ -11,7 +11,21 @@ from mlxtx.errors import MlxtxError
 from mlxtx.families.family import Family
 
 # Each module holds FAMILIES, a tuple of Family.
-_MODULES = ("llama", "qwen")
+_MODULES = (
+    "llama",
+    "qwen",
+    "phi",
+    "gemma",
+    "olmo",
+    "granite",
+    "cohere",
+    "glm",
+    "classic",
+    "gpt",
+    "alibi",
+    "deepseek",
+    "mixture",
+)
 
 
 def families() -> dict[str, Family]:

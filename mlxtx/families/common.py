@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from mlxtx.decoder.config import (
     AttentionConfig,
@@ -18,8 +18,6 @@ from mlxtx.decoder.config import (
     RopeConfig,
 )
 from mlxtx.families.reader import ConfigReader
-
-T = TypeVar("T")
 
 # The same size under different names; the first one present counts.
 WIDTH = ("hidden_size", "n_embd", "d_model", "n_embed")
@@ -73,7 +71,7 @@ def layer_norm(
     return NormConfig(**{"kind": "layer", "eps": eps, "bias": True, **fields})
 
 
-def sizes(reader: ConfigReader, **known: Any) -> dict[str, int]:
+def sizes(reader: ConfigReader, **known: Any) -> dict[str, Any]:
     """heads, kv_heads and head_dim; ``known`` wins over what the config says."""
     heads = reader.get(*HEADS)
     own = reader.get("head_dim", default=None)
@@ -105,12 +103,12 @@ def windows(reader: ConfigReader, types: Sequence[str], default: int | None = No
     return [window if kind == "sliding_attention" else None for kind in types]
 
 
-def per_layer(value: T | list[T], count: int) -> list[T]:
+def per_layer(value: Any, count: int) -> list:
     """A list as it is; anything else for every layer."""
     return value if isinstance(value, list) else [value] * count
 
 
-def head_norm(norm: NormConfig, over: Any = "head") -> dict[str, HeadNormConfig]:
+def head_norm(norm: NormConfig, over: Any = "head") -> dict[str, Any]:
     """The same norm for queries and keys."""
     each = HeadNormConfig(norm=norm, over=over)
     return {"q_norm": each, "k_norm": each}
@@ -122,7 +120,7 @@ def attention_layers(
     rope: RopeConfig | list[RopeConfig | None] | None = None,
     window: int | list | None = None,
     **fields: Any,
-) -> list[AttentionConfig | LatentAttentionConfig]:
+) -> list[AttentionConfig]:
     """Ordinary attention for every layer; ``fields`` are those of ``AttentionConfig``."""
     count = layers(reader)
     fields = {**sizes(reader), **fields}
@@ -134,14 +132,21 @@ def attention_layers(
     ]
 
 
-def gated(
-    reader: ConfigReader, width: str | int = "intermediate_size", **fields: Any
+def feed_forward(
+    reader: ConfigReader,
+    width: str | int = "intermediate_size",
+    *,
+    default: str = "silu",
+    keys: tuple[str, ...] = ("hidden_act",),
+    **fields: Any,
 ) -> FeedForwardConfig:
-    """A gated feed-forward with Llama's keys; ``fields`` win."""
-    size = reader.get(width) if isinstance(width, str) else width
-    if "activation" not in fields:
-        fields["activation"] = activation(reader)
-    return FeedForwardConfig(width=size, **fields)
+    """A feed-forward, gated unless ``fields`` say otherwise; ``default`` is the family's
+    activation, ``keys`` where the config names one."""
+    return FeedForwardConfig(
+        width=reader.get(width) if isinstance(width, str) else width,
+        activation=activation(reader, *keys, default=default),
+        **fields,
+    )
 
 
 def blocks(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mlxtx.decoder.config import ConfigError, DecoderConfig
@@ -11,20 +11,35 @@ from mlxtx.errors import MlxtxError
 from mlxtx.families.names import SAVED_BUFFERS, Drop, NameMap, Rule
 from mlxtx.families.reader import ConfigReader
 
+Rules = tuple[Rule, ...] | Callable[[DecoderConfig], tuple[Rule, ...]]
+
 
 @dataclass(frozen=True)
 class Family:
     """One ``model_type``. ``read`` describes the decoder; ``rules`` are the name rules that turn
-    the family's tensors into ours, where they depend on sizes a function of the decoder."""
+    the family's tensors into ours, where they depend on sizes a function of the decoder.
+    ``packed_rules`` take their place where ``quantization_config`` says mxfp4."""
 
     model_type: str
     read: Callable[[ConfigReader], DecoderConfig]
-    rules: tuple[Rule, ...] | Callable[[DecoderConfig], tuple[Rule, ...]] = ()
+    rules: Rules = ()
     aliases: tuple[tuple[str, str], ...] = ()
     drops: tuple[Drop, ...] = ()
+    packed_rules: Rules | None = None
 
-    def decoder_config(self, config: Mapping[str, Any]) -> DecoderConfig:
-        """The decoder that ``config`` describes; a key that nothing knows is an error."""
+    def decoder_config(
+        self, config: Mapping[str, Any], tensors: Collection[str] = ()
+    ) -> DecoderConfig:
+        """The decoder that ``config`` describes; a key that nothing knows is an error.
+
+        ``tensors`` are the names in the checkpoint: extra prediction heads count only where their
+        tensors are there, for configs often promise heads that the files don't hold.
+        """
+        decoder = self._read(config)
+        held = sum(name.endswith("eh_proj.weight") for name in tensors)
+        return replace(decoder, prediction_heads=decoder.prediction_heads[:held])
+
+    def _read(self, config: Mapping[str, Any]) -> DecoderConfig:
         reader = ConfigReader(config)
         try:
             decoder = self.read(reader)
@@ -33,9 +48,16 @@ class Family:
         reader.finish()
         return decoder
 
-    def names(self, config: Mapping[str, Any] | DecoderConfig) -> NameMap:
+    def names(self, config: Mapping[str, Any]) -> NameMap:
         """The two-way map of the tensor names of a checkpoint with this ``config.json``."""
-        decoder = config if isinstance(config, DecoderConfig) else self.decoder_config(config)
-        rules = self.rules(decoder) if callable(self.rules) else self.rules
+        decoder = self._read(config)
+        rules = self.rules
+        method = (config.get("quantization_config") or {}).get("quant_method")
+        if method == "mxfp4" and self.packed_rules is not None:
+            rules = self.packed_rules
         unused = (Drop("lm_head.*"),) if decoder.head.tied else ()
-        return NameMap(rules, drops=(*SAVED_BUFFERS, *unused, *self.drops), aliases=self.aliases)
+        return NameMap(
+            rules(decoder) if callable(rules) else rules,
+            drops=(*SAVED_BUFFERS, *unused, *self.drops),
+            aliases=self.aliases,
+        )

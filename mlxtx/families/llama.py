@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlxtx.decoder.config import DecoderConfig, FeedForwardConfig, TemperatureConfig
+from mlxtx.decoder.config import DecoderConfig, TemperatureConfig
 from mlxtx.errors import MlxtxError
 from mlxtx.families.common import (
-    activation,
     attention_layers,
     blocks,
     context,
     decoder,
     every,
-    gated,
+    feed_forward,
     head_norm,
     layer_types,
     layers,
@@ -22,23 +21,28 @@ from mlxtx.families.common import (
     windows,
 )
 from mlxtx.families.family import Family
-from mlxtx.families.names import rename
 from mlxtx.families.reader import ConfigReader
 from mlxtx.families.rope import read_rope, rope_parameters
+from mlxtx.families.rules import LAYER, OUTPUT_NORMS, layer_rules
 
 
 def llama_like(
-    reader: ConfigReader, *, eps: float = 1e-6, tied: bool = False, **attention: Any
+    reader: ConfigReader,
+    *,
+    eps: float = 1e-6,
+    tied: bool = False,
+    refeed_beyond: int | None = None,
+    **attention: Any,
 ) -> DecoderConfig:
     """Pre-norm blocks of attention and SwiGLU; ``attention`` are fields of ``AttentionConfig``."""
     norm = rms_norm(reader, eps)
-    feed_forward = gated(reader, bias=reader.get("mlp_bias", default=False))
-    return decoder(
-        reader, blocks(attention_layers(reader, **attention), feed_forward, norm), norm, tied=tied
-    )
+    layers = attention_layers(reader, **attention)
+    gated = feed_forward(reader, bias=reader.get("mlp_bias", default=False))
+    body = blocks(layers, gated, norm)
+    return decoder(reader, body, norm, tied=tied, refeed_beyond=refeed_beyond)
 
 
-def biases(reader: ConfigReader, default: bool = False) -> dict[str, bool]:
+def biases(reader: ConfigReader, default: bool = False) -> dict[str, Any]:
     """One switch for the biases of all four projections."""
     bias = reader.get("attention_bias", "qkv_bias", default=default)
     return {"qkv_bias": bias, "output_bias": bias}
@@ -132,7 +136,7 @@ def internlm3(reader: ConfigReader) -> DecoderConfig:
         qkv_bias=qkv,
         output_bias=rest,
     )
-    return decoder(reader, blocks(attention, gated(reader, bias=rest), norm), norm)
+    return decoder(reader, blocks(attention, feed_forward(reader, bias=rest), norm), norm)
 
 
 def cwm(reader: ConfigReader) -> DecoderConfig:
@@ -172,26 +176,25 @@ def ernie4_5(reader: ConfigReader) -> DecoderConfig:
         qkv_bias=bias,
         output_bias=bias,
     )
-    return decoder(reader, blocks(attention, gated(reader, bias=bias), norm), norm, tied=True)
+    return decoder(
+        reader, blocks(attention, feed_forward(reader, bias=bias), norm), norm, tied=True
+    )
 
 
 def arcee(reader: ConfigReader) -> DecoderConfig:
     """A feed-forward without gate: squared ReLU."""
     norm = rms_norm(reader, 1e-5)
     attention = attention_layers(reader, rope=read_rope(reader, head_dim(reader)), **biases(reader))
-    feed_forward = gated(
-        reader,
-        gated=False,
-        activation=activation(reader, default="relu2"),
-        bias=reader.get("mlp_bias", default=False),
-    )
-    return decoder(reader, blocks(attention, feed_forward, norm), norm)
+    bias = reader.get("mlp_bias", default=False)
+    plain = feed_forward(reader, default="relu2", gated=False, bias=bias)
+    return decoder(reader, blocks(attention, plain, norm), norm)
 
 
 def apertus(reader: ConfigReader) -> DecoderConfig:
     """xIELU without gate, norms of queries and keys."""
     reader.expect("qk_norm", True)
     reader.expect("post_norm", False)
+    reader.expect("mlp_bias", False)
     norm = rms_norm(reader, 1e-5)
     attention = attention_layers(
         reader,
@@ -199,13 +202,8 @@ def apertus(reader: ConfigReader) -> DecoderConfig:
         **biases(reader),
         **head_norm(norm),
     )
-    feed_forward = FeedForwardConfig(
-        width=reader.get("intermediate_size"),
-        activation=activation(reader, default="xielu"),
-        gated=False,
-        bias=reader.get("mlp_bias", default=False),
-    )
-    return decoder(reader, blocks(attention, feed_forward, norm), norm)
+    plain = feed_forward(reader, default="xielu", gated=False)
+    return decoder(reader, blocks(attention, plain, norm), norm)
 
 
 def exaone4(reader: ConfigReader) -> DecoderConfig:
@@ -225,23 +223,13 @@ def exaone4(reader: ConfigReader) -> DecoderConfig:
     )
     body = blocks(
         attention,
-        gated(reader),
+        feed_forward(reader),
         None,
         attention_output_norm=norm,
         feed_forward_output_norm=norm,
     )
     return decoder(reader, body, norm)
 
-
-BEHIND = (  # norms behind the branches, under the names of OLMo 2
-    rename(
-        "model.layers.{i}.post_attention_layernorm", "model.layers.{i}.attention_output_layernorm"
-    ),
-    rename(
-        "model.layers.{i}.post_feedforward_layernorm",
-        "model.layers.{i}.feed_forward_output_layernorm",
-    ),
-)
 
 FAMILIES = (
     Family("llama", llama),
@@ -258,13 +246,13 @@ FAMILIES = (
     Family(
         "apertus",
         apertus,
-        (
-            rename("model.layers.{i}.attention_layernorm", "model.layers.{i}.input_layernorm"),
-            rename(
-                "model.layers.{i}.feedforward_layernorm",
-                "model.layers.{i}.post_attention_layernorm",
-            ),
+        layer_rules(
+            LAYER,
+            {
+                "attention_layernorm": "input_layernorm",
+                "feedforward_layernorm": "post_attention_layernorm",
+            },
         ),
     ),
-    Family("exaone4", exaone4, BEHIND),
+    Family("exaone4", exaone4, layer_rules(LAYER, OUTPUT_NORMS)),
 )

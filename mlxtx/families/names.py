@@ -80,7 +80,8 @@ class Rule:
     """``sources`` (their templates) <-> ``targets`` (ours), by ``transform``.
 
     layout: the layout this rule writes (None: both; "read": none). when: reads the shape of the first
-    source and says whether the rule applies (for names that two layouts share).
+    source and says whether the rule applies (for names that two layouts share). single: the names
+    are those of tensors although they have none of the four endings.
     A source with ``{e}`` stands for all experts, in order; it is the only source of its rule.
     """
 
@@ -89,11 +90,12 @@ class Rule:
     transform: Transform = field(default_factory=Same)
     layout: Layout | None = None
     when: Callable[[Shape], bool] | None = None
+    single: bool = False
 
     @cached_property
     def exact(self) -> bool:
         """Whether the templates name single tensors (else modules, whose endings ride along)."""
-        return any(split_suffix(text)[1] for text in self.targets)
+        return self.single or any(split_suffix(text)[1] for text in self.targets)
 
     @cached_property
     def source_templates(self) -> list[Template]:

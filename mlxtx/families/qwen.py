@@ -7,7 +7,7 @@ from mlxtx.families.common import (
     attention_layers,
     blocks,
     decoder,
-    gated,
+    feed_forward,
     head_norm,
     layer_types,
     layers,
@@ -15,21 +15,21 @@ from mlxtx.families.common import (
 )
 from mlxtx.families.family import Family
 from mlxtx.families.llama import biases, head_dim, llama_like
-from mlxtx.families.names import rename, stacked_experts
 from mlxtx.families.reader import ConfigReader
 from mlxtx.families.rope import read_rope
+from mlxtx.families.rules import expert_rules, shared_expert_rules
 
 
 def qwen_windows(reader: ConfigReader) -> list[int | None]:
     """A window counts only where it is switched on, and from a given layer on."""
     on = reader.get("use_sliding_window", default=False)
     first = reader.get("max_window_layers", default=28)
-    window = reader.nullable("sliding_window", 4096) if on else reader.ignore("sliding_window")
+    window = reader.nullable("sliding_window", 4096)
     types = layer_types(
         reader,
         ["sliding_attention" if i >= first else "full_attention" for i in range(layers(reader))],
     )
-    return [window if kind == "sliding_attention" else None for kind in types]
+    return [window if on and kind == "sliding_attention" else None for kind in types]
 
 
 def qwen2(reader: ConfigReader) -> DecoderConfig:
@@ -61,11 +61,11 @@ def _experts(reader: ConfigReader, normalize: bool, **fields) -> list:
     experts = ExpertsConfig(
         count=reader.get("num_experts", "num_local_experts"),
         per_token=reader.get("num_experts_per_tok"),
-        expert=gated(reader, "moe_intermediate_size"),
+        expert=feed_forward(reader, "moe_intermediate_size"),
         router=RouterConfig(normalize=normalize),
         **fields,
     )
-    dense = gated(reader)
+    dense = feed_forward(reader)
     return [experts if sparse else dense for sparse in sparse_layers(reader)]
 
 
@@ -80,7 +80,7 @@ def qwen2_moe(reader: ConfigReader) -> DecoderConfig:
     experts = _experts(
         reader,
         reader.get("norm_topk_prob", default=False),
-        shared=gated(reader, "shared_expert_intermediate_size"),
+        shared=feed_forward(reader, "shared_expert_intermediate_size"),
         shared_gate=True,
     )
     return decoder(reader, blocks(attention, experts, norm), norm)
@@ -99,32 +99,9 @@ def qwen3_moe(reader: ConfigReader) -> DecoderConfig:
     return decoder(reader, blocks(attention, experts, norm), norm)
 
 
-GATED = {"gate_proj": "gate_proj", "up_proj": "up_proj", "down_proj": "down_proj"}
-EXPERTS = stacked_experts(
-    "model.layers.{i}.mlp.experts.{e}", "model.layers.{i}.mlp.switch_mlp", GATED
-)
-
 FAMILIES = (
     Family("qwen2", qwen2),
     Family("qwen3", qwen3),
-    Family(
-        "qwen2_moe",
-        qwen2_moe,
-        (
-            *EXPERTS,
-            rename(
-                "model.layers.{i}.mlp.shared_expert.gate_proj",
-                "model.layers.{i}.mlp.shared_experts.gate_proj",
-            ),
-            rename(
-                "model.layers.{i}.mlp.shared_expert.up_proj",
-                "model.layers.{i}.mlp.shared_experts.up_proj",
-            ),
-            rename(
-                "model.layers.{i}.mlp.shared_expert.down_proj",
-                "model.layers.{i}.mlp.shared_experts.down_proj",
-            ),
-        ),
-    ),
-    Family("qwen3_moe", qwen3_moe, EXPERTS),
+    Family("qwen2_moe", qwen2_moe, expert_rules() + shared_expert_rules("mlp.shared_expert")),
+    Family("qwen3_moe", qwen3_moe, expert_rules()),
 )

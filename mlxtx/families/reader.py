@@ -99,6 +99,12 @@ class ConfigReader:
         self._read.add(name)
         return self.config.get(name, default)
 
+    def inner(self, name: str) -> ConfigReader:
+        """A reader of the dictionary under ``name`` (empty when absent); finish it as well."""
+        reader = ConfigReader(self.get(name, default={}))
+        reader.model_type = f"{self.model_type}'s {name}"
+        return reader
+
     def ignore(self, *names: str) -> None:
         """Keys this family knows to change nothing here."""
         self._read.update(names)

@@ -82,13 +82,15 @@ def left_padded(model: DecoderModel, prompts: Sequence[np.ndarray]) -> list[np.n
 
 def greedy(model: DecoderModel, tokens: np.ndarray, count: int) -> list[int]:
     cache = model.make_cache()
-    new: list[int] = []
-    piece = mx.array(tokens)[None]
+    text = [int(token) for token in tokens]
+    fed = 0
     for _ in range(count):
-        choice = int(mx.argmax(model(piece, cache=cache, last=1)[0, -1]))
-        new.append(choice)
-        piece = mx.array([[choice]])
-    return new
+        if model.outgrows(cache, len(text) - fed):
+            cache, fed = model.make_cache(), 0
+        logits = model(mx.array([text[fed:]]), cache=cache, last=1)[0, -1]
+        fed = len(text)
+        text.append(int(mx.argmax(logits)))
+    return text[len(tokens) :]
 
 
 def greedy_misses(
