@@ -19,68 +19,53 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 class ReusedCache:
-    """The cache of one conversation, and the tokens it holds.
+    """The cache of one conversation, and the tokens it was fed.
 
-        kept = reused.begin(prompt)          # rows of prompt[:kept] are there already
-        model(prompt[kept:], reused.cache)   # feed the rest, then every generated token
-        reused.fed(prompt[kept:])            # ... and tell what was fed
+        kept = reused.start(prompt)         # rows of prompt[:kept] are there already
+        model(prompt[kept:], reused.cache)  # the rest, and then each token that is chosen:
+        reused.tokens.append(token)
 
-    ``begin`` goes back to where the new prompt parts from what is held, an edit in the middle
-    included. Layers with a window can only go back a little, or to a mark; ``fed`` sets one each
-    time, so that a conversation can go back to the end of any of its last turns.
+    ``start`` goes back to where the new prompt parts from what is held, an edit in the middle
+    included. Layers with a window can go back only a little, or to a mark; ``start`` sets one at
+    the end of the turn before, so that a conversation can go back to the end of its last turns.
     """
 
     def __init__(self, make_cache: Callable[[], ModelCache]):
         self._make_cache = make_cache
-        self.cache = make_cache()
+        self.reset()
+
+    def reset(self) -> None:
+        """Empty again."""
+        self.cache = self._make_cache()
         self.tokens: list[int] = []
         self._marks: list[Mark] = []
 
     def adopt(self, cache: ModelCache, tokens: Sequence[int]) -> None:
         """Goes on with a cache that holds ``tokens`` already, one read from disk for instance."""
         self.cache, self.tokens, self._marks = cache, list(tokens), []
-        self._mark()
 
-    def usable(self, prompt: Sequence[int]) -> int:
-        """How many tokens of ``prompt`` would not have to be fed again."""
-        return self._way_back(prompt)[0]
-
-    def begin(self, prompt: Sequence[int]) -> int:
+    def start(self, prompt: Sequence[int]) -> int:
         """Makes the cache hold the beginning of ``prompt``; how many of its tokens that is. At
         least one token is left to feed, for its logits."""
-        kept, mark = self._way_back(prompt)
-        self._marks = [m for m in self._marks if m.offset <= kept]
-        if mark is not None:
-            self.cache.return_to(mark)
-        elif kept:
-            self.cache.rollback(self.cache.offset - kept)
-        else:
-            self.reset()
-        del self.tokens[kept:]
-        return kept
-
-    def fed(self, tokens: Sequence[int]) -> None:
-        """Tells which tokens the cache took since ``begin`` or the last call."""
-        self.tokens.extend(tokens)
-        if len(self.tokens) != self.cache.offset:
-            raise ValueError(f"the cache holds {self.cache.offset} tokens, not {len(self.tokens)}")
-        self._mark()
-
-    def reset(self) -> None:
-        """Empty again."""
-        self.cache, self.tokens, self._marks = self._make_cache(), [], []
-
-    def _mark(self) -> None:
-        if not self._marks or self._marks[-1].offset != self.cache.offset:
+        if self.cache.offset and (not self._marks or self._marks[-1].offset < self.cache.offset):
             self._marks = [*self._marks[-MARKS + 1 :], self.cache.mark()]
+        kept, mark = self._way_back(prompt)
+        if not kept:
+            self.reset()
+        elif mark is not None:
+            self.cache.return_to(mark)
+        else:
+            self.cache.rollback(self.cache.offset - kept)
+        self._marks = [m for m in self._marks if m.offset <= kept]
+        self.tokens = list(prompt)
+        return kept
 
     def _way_back(self, prompt: Sequence[int]) -> tuple[int, Mark | None]:
         """The most tokens that can be kept, and the mark to return to, if it takes one."""
-        kept = min(common_prefix(self.tokens, prompt), len(prompt) - 1)
-        # The cache may hold tokens that nobody told of (a turn that was cut short): they go too.
-        if kept <= 0 or self.cache.offset < len(self.tokens):
-            return 0, None
-        if self.cache.can_rollback(self.cache.offset - kept):
+        # The newest token may not have been fed, and tokens may have been fed that nobody told of.
+        held = min(self.cache.offset, len(self.tokens))
+        kept = min(common_prefix(self.tokens, prompt), held, len(prompt) - 1)
+        if kept > 0 and self.cache.can_rollback(self.cache.offset - kept):
             return kept, None
         marks = [mark for mark in self._marks if 0 < mark.offset <= kept]
         return (marks[-1].offset, marks[-1]) if marks else (0, None)

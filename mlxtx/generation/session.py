@@ -5,51 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from mlxtx.cache.reuse import ReusedCache
+
 if TYPE_CHECKING:
-    from mlxtx.cache import ModelCache
     from mlxtx.decoder.config import DecoderConfig
     from mlxtx.decoder.model import DecoderModel
 
 
-class Session:
+class Session(ReusedCache):
     """One conversation's cache and the tokens that are in it.
 
-    ``start(prompt)`` rolls the cache back to the longest common beginning of what it holds and
+    ``start(prompt)`` takes the cache back to the longest common beginning of what it holds and
     ``prompt``; ``tokens`` then grows as the caller feeds more.
     """
 
     def __init__(self, model: DecoderModel, kv: str | None = None) -> None:
         self.model = model
         self.kv = kv
-        self.reset()
-
-    def reset(self) -> None:
-        """Forgets everything."""
-        self.cache: ModelCache = self.model.make_cache(kv=self.kv)
-        self.tokens: list[int] = []
         self._regime = 0
+        super().__init__(lambda: model.make_cache(kv=kv))
 
     def start(self, prompt: Sequence[int]) -> int:
         """Tokens of ``prompt`` that need not be fed again: all but the last at most."""
         regime = rope_regime(self.model.config, len(prompt))
-        shared = self._shared(prompt) if regime == self._regime else 0
-        try:
-            self.cache.rollback(self.cache.offset - shared)
-        except (ValueError, NotImplementedError):  # rows that a cache no longer has
-            shared = 0
-        if not shared:
+        if regime != self._regime:
             self.reset()
         self._regime = regime
-        self.tokens = list(prompt)
-        return shared
-
-    def _shared(self, prompt: Sequence[int]) -> int:
-        # The cache may hold fewer tokens than were chosen: the newest is fed with the next step.
-        limit = min(self.cache.offset, len(self.tokens), len(prompt) - 1)
-        for index in range(limit):
-            if self.tokens[index] != prompt[index]:
-                return index
-        return max(limit, 0)
+        return super().start(prompt)
 
 
 def rope_regime(config: DecoderConfig, length: int) -> int:

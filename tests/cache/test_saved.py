@@ -160,13 +160,12 @@ def test_a_chat_feeds_only_what_is_new(kind, kv):
     fed = []
 
     def turn(prompt, reply):
-        kept = reused.begin(prompt)
+        kept = reused.start(prompt)
         fed.append(len(prompt) - kept)
         out = model(mx.array([prompt[kept:]]), reused.cache, last=1)
-        reused.fed(prompt[kept:])
         for token in reply:
             model(mx.array([[token]]), reused.cache)
-            reused.fed([token])
+            reused.tokens.append(token)
         return np.array(out)
 
     first, second = TOKENS[:50], [*TOKENS[:50], 3, 4, 5, *TOKENS[60:70]]
@@ -185,4 +184,4 @@ def test_a_chat_feeds_only_what_is_new(kind, kv):
     turn([8, *first], [])  # the very same prompt: one token has to be fed for its logits
     assert fed[-1] == 1
     model(mx.array([[1, 2]]), reused.cache)  # a turn cut short, nobody told
-    assert reused.begin([8, *first, 9]) == 51
+    assert reused.start([8, *first, 9]) == 51
