@@ -20,7 +20,7 @@ VOCABULARY, WIDTH = 61, 32
 
 
 def block(experts: bool = False, **attention) -> BlockConfig:
-    feed_forward = FeedForwardConfig(width=48)
+    feed_forward = FeedForwardConfig(width=64)
     if experts:
         expert = FeedForwardConfig(width=32)
         feed_forward = ExpertsConfig(count=4, per_token=2, expert=expert)
