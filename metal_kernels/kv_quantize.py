@@ -8,6 +8,10 @@ import mlx.core as mx
 
 from mlxtx.errors import MlxtxError
 
+from . import dispatch
+from .source import integers, metal_kernel
+
+KERNEL_TYPES = (mx.float16, mx.bfloat16, mx.float32)
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
 
@@ -60,7 +64,46 @@ def kv_quantize(
     over the channels; attention turns the queries the same way and its result back.
     """
     check_format(bits, group_size)
-    return kv_quantize_reference(rows, bits=bits, group_size=group_size, rotate=rotate)
+    way = dispatch.choose("kv_quantize", supported=rows.dtype in KERNEL_TYPES)
+    function = launch if way == "kernel" else kv_quantize_reference
+    return function(rows, bits=bits, group_size=group_size, rotate=rotate)
+
+
+def available() -> bool:
+    """Whether the kernel can run on the current device."""
+    return dispatch.on_metal()
+
+
+def launch(rows: mx.array, *, bits: int, group_size: int, rotate: bool = False) -> QuantizedRows:
+    """The kernel, whatever the table says."""
+    dim = rows.shape[-1]
+    padded = dim + -dim % group_size
+    count = rows.size // dim
+    leading = rows.shape[:-1]
+    kernel = metal_kernel(
+        "kv_quantize", ("rows", "sizes"), ("codes", "scales", "biases"), helpers=("quantize_row",)
+    )
+    codes, scales, biases = kernel(
+        inputs=[rows, integers(count)],
+        template=[
+            ("T", rows.dtype),
+            ("DIM", dim),
+            ("PADDED", padded),
+            ("BITS", bits),
+            ("GROUP", group_size),
+            ("ROTATE", rotate),
+            ("BLOCK", rotation_block(dim)),
+        ],
+        grid=(128, -(-count // 4), 1),
+        threadgroup=(128, 1, 1),
+        output_shapes=[
+            (*leading, padded * bits // 32),
+            (*leading, padded // group_size),
+            (*leading, padded // group_size),
+        ],
+        output_dtypes=[mx.uint32, rows.dtype, rows.dtype],
+    )
+    return QuantizedRows(codes, scales, biases, bits, group_size, dim, rotate)
 
 
 def kv_quantize_reference(
@@ -69,7 +112,7 @@ def kv_quantize_reference(
     """``kv_quantize`` by ``mx.quantize``."""
     dim = rows.shape[-1]
     if rotate:
-        rows = rotate_rows(rows)
+        rows = rotate_rows(rows.astype(mx.float32)).astype(rows.dtype)
     padding = -dim % group_size
     if padding:
         rows = mx.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, padding)])

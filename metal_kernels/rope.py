@@ -8,7 +8,15 @@ import mlx.core as mx
 
 from mlxtx.errors import MlxtxError
 
-from .kv_quantize import QuantizedRows, kv_quantize_reference
+from . import dispatch
+from .kv_quantize import (
+    KERNEL_TYPES,
+    QuantizedRows,
+    check_format,
+    kv_quantize_reference,
+    rotation_block,
+)
+from .source import integers, metal_kernel, numbers, unused
 
 
 class HeadNorm(NamedTuple):
@@ -47,7 +55,9 @@ def rope(
     arXiv:2104.09864.
     """
     check_rope(q, inverse_frequencies, offsets, rotated_dims)
-    return rope_reference(
+    way = dispatch.choose("rope", supported=_supported(q, k))
+    function = launch if way == "kernel" else rope_reference
+    return function(
         q,
         k,
         inverse_frequencies=inverse_frequencies,
@@ -109,6 +119,7 @@ def rope_quantize(
     key_bits: int,
     value_bits: int,
     group_size: int,
+    rotate: bool = False,
     interleaved: bool = False,
     rotated_dims: int | None = None,
     amplitude: float = 1.0,
@@ -119,9 +130,14 @@ def rope_quantize(
 
     Returns the turned queries [B, H, T, D] and k [B, K, T, D], v [B, K, T, Dv] as QuantizedRows;
     k is rounded to its dtype before it is quantized, so that both forms give the same codes.
+    ``rotate``: see ``kv_quantize``; the queries are not turned (attention does that).
     """
     check_rope(q, inverse_frequencies, offsets, rotated_dims)
-    return rope_quantize_reference(
+    check_format(key_bits, group_size)
+    check_format(value_bits, group_size)
+    way = dispatch.choose("rope_quantize", supported=_supported(q, k, v))
+    function = launch_quantize if way == "kernel" else rope_quantize_reference
+    return function(
         q,
         k,
         v,
@@ -130,6 +146,7 @@ def rope_quantize(
         key_bits=key_bits,
         value_bits=value_bits,
         group_size=group_size,
+        rotate=rotate,
         interleaved=interleaved,
         rotated_dims=rotated_dims,
         amplitude=amplitude,
@@ -148,6 +165,7 @@ def rope_quantize_reference(
     key_bits: int,
     value_bits: int,
     group_size: int,
+    rotate: bool = False,
     interleaved: bool = False,
     rotated_dims: int | None = None,
     amplitude: float = 1.0,
@@ -168,8 +186,8 @@ def rope_quantize_reference(
     )
     return (
         q,
-        kv_quantize_reference(k, bits=key_bits, group_size=group_size),
-        kv_quantize_reference(v, bits=value_bits, group_size=group_size),
+        kv_quantize_reference(k, bits=key_bits, group_size=group_size, rotate=rotate),
+        kv_quantize_reference(v, bits=value_bits, group_size=group_size, rotate=rotate),
     )
 
 
@@ -193,3 +211,139 @@ def _normalise(x: mx.array, norm: Norm | None) -> mx.array:
     weight, eps, offset = norm
     x = x * mx.rsqrt(mx.mean(x * x, axis=-1, keepdims=True) + eps)
     return x if weight is None else x * (weight.astype(x.dtype) + offset)
+
+
+_INPUTS = ("q", "k", "q_weight", "k_weight", "offsets", "frequencies", "sizes", "factors")
+
+
+def available() -> bool:
+    """Whether the kernels can run on the current device."""
+    return dispatch.on_metal()
+
+
+def launch(
+    q: mx.array,
+    k: mx.array,
+    *,
+    inverse_frequencies: mx.array,
+    offsets: mx.array,
+    interleaved: bool = False,
+    rotated_dims: int | None = None,
+    amplitude: float = 1.0,
+    q_norm: Norm | None = None,
+    k_norm: Norm | None = None,
+) -> tuple[mx.array, mx.array]:
+    """The kernel of ``rope``, whatever the table says."""
+    batch, heads, count, dim = q.shape
+    rows = batch * (heads + k.shape[1]) * count
+    q_out, k_out = metal_kernel(
+        "rope", _INPUTS, ("q_out", "k_out"), contiguous=False, helpers=("rope_row",)
+    )(
+        inputs=[q, k, *_shared(q, k, inverse_frequencies, offsets, amplitude, q_norm, k_norm)],
+        template=[
+            ("T", q.dtype),
+            ("D", dim),
+            ("ROTATED", rotated_dims or dim),
+            ("INTERLEAVED", interleaved),
+        ],
+        grid=(128, -(-rows // 4), 1),
+        threadgroup=(128, 1, 1),
+        output_shapes=[q.shape, k.shape],
+        output_dtypes=[q.dtype, k.dtype],
+    )
+    return q_out, k_out
+
+
+def launch_quantize(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    *,
+    inverse_frequencies: mx.array,
+    offsets: mx.array,
+    key_bits: int,
+    value_bits: int,
+    group_size: int,
+    rotate: bool = False,
+    interleaved: bool = False,
+    rotated_dims: int | None = None,
+    amplitude: float = 1.0,
+    q_norm: Norm | None = None,
+    k_norm: Norm | None = None,
+) -> tuple[mx.array, QuantizedRows, QuantizedRows]:
+    """The kernel of ``rope_quantize``, whatever the table says."""
+    batch, heads, count, dim = q.shape
+    value_dim = v.shape[-1]
+    padded = [d + -d % group_size for d in (dim, value_dim)]
+    leading = (batch, k.shape[1], count)
+    shapes = [
+        (*leading, width)
+        for p, bits in zip(padded, (key_bits, value_bits), strict=True)
+        for width in (p * bits // 32, p // group_size, p // group_size)
+    ]
+    outputs = [f"{side}_{part}" for side in ("key", "value") for part in _PARTS]
+    q_out, *parts = metal_kernel(
+        "rope_quantize",
+        ("v", *_INPUTS),
+        ("q_out", *outputs),
+        contiguous=False,
+        helpers=("rope_row", "quantize_row"),
+    )(
+        inputs=[v, q, k, *_shared(q, k, inverse_frequencies, offsets, amplitude, q_norm, k_norm)],
+        template=[
+            ("T", q.dtype),
+            ("D", dim),
+            ("DV", value_dim),
+            ("ROTATED", rotated_dims or dim),
+            ("INTERLEAVED", interleaved),
+            ("KEY_BITS", key_bits),
+            ("VALUE_BITS", value_bits),
+            ("GROUP", group_size),
+            ("KEY_PADDED", padded[0]),
+            ("VALUE_PADDED", padded[1]),
+            ("ROTATE", rotate),
+            ("KEY_BLOCK", rotation_block(dim)),
+            ("VALUE_BLOCK", rotation_block(value_dim)),
+        ],
+        grid=(128, -(-batch * (heads + 2 * k.shape[1]) * count // 4), 1),
+        threadgroup=(128, 1, 1),
+        output_shapes=[q.shape, *shapes],
+        output_dtypes=[q.dtype, *[mx.uint32, q.dtype, q.dtype] * 2],
+    )
+    return (
+        q_out,
+        QuantizedRows(*parts[:3], key_bits, group_size, dim, rotate),
+        QuantizedRows(*parts[3:], value_bits, group_size, value_dim, rotate),
+    )
+
+
+_PARTS = ("codes", "scales", "biases")
+
+
+def _supported(*arrays: mx.array) -> bool:
+    return len({a.dtype for a in arrays}) == 1 and arrays[0].dtype in KERNEL_TYPES
+
+
+def _shared(
+    q: mx.array,
+    k: mx.array,
+    frequencies: mx.array,
+    offsets: mx.array,
+    amplitude: float,
+    q_norm: Norm | None,
+    k_norm: Norm | None,
+) -> list[mx.array]:
+    """The inputs both kernels take after their rows, in the order of ``_INPUTS``."""
+    weights, kinds, factors = [], [], [amplitude]
+    for norm in (q_norm, k_norm):
+        weight, eps, offset = norm if norm is not None else (None, 0.0, 0.0)
+        weights.append(unused(mx.float32) if weight is None else weight)
+        kinds.append(0 if norm is None else 1 if weight is None else 2)
+        factors += [eps, offset]
+    return [
+        *weights,
+        offsets if offsets.dtype == mx.int32 else offsets.astype(mx.int32),
+        frequencies,
+        integers(*(q.shape[0], q.shape[1], k.shape[1], q.shape[2], int(offsets.ndim == 2)), *kinds),
+        numbers(*factors),
+    ]

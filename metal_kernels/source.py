@@ -14,18 +14,24 @@ _BODY = "// ---- kernel body ----\n"
 
 @functools.cache
 def read_source(name: str) -> tuple[str, str]:
-    """The header and the body of ``NAME.metal``; a compiler's message names the file."""
+    """The helpers and the body of ``NAME.metal``; a compiler's message names the file."""
     text = Path(__file__).with_name(f"{name}.metal").read_text()
-    header, body = text.split(_BODY)
+    header, _, body = text.partition(_BODY)
     line = header.count("\n") + 2
     return f'#line 1 "{name}.metal"\n{header}', f'\n#line {line} "{name}.metal"\n{body}'
 
 
 def metal_kernel(
-    name: str, inputs: Sequence[str], outputs: Sequence[str], *, contiguous: bool = True
+    name: str,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    *,
+    contiguous: bool = True,
+    helpers: tuple[str, ...] = (),
 ) -> Callable[..., list[mx.array]]:
-    """The kernel of ``NAME.metal``, made once. ``contiguous=False`` passes strides on."""
-    return _made(mx.fast.metal_kernel, name, tuple(inputs), tuple(outputs), contiguous)
+    """The kernel of ``NAME.metal``, made once. ``contiguous=False`` passes strides on;
+    ``helpers`` names files of helper functions that go before it."""
+    return _made(mx.fast.metal_kernel, name, tuple(inputs), tuple(outputs), contiguous, helpers)
 
 
 @functools.cache
@@ -35,6 +41,7 @@ def _made(
     inputs: tuple[str, ...],
     outputs: tuple[str, ...],
     contiguous: bool,
+    helpers: tuple[str, ...],
 ) -> Callable[..., list[mx.array]]:
     header, body = read_source(name)
     return factory(
@@ -42,7 +49,7 @@ def _made(
         input_names=list(inputs),
         output_names=list(outputs),
         source=body,
-        header=header,
+        header="".join(read_source(helper)[0] for helper in helpers) + header,
         ensure_row_contiguous=contiguous,
     )
 
