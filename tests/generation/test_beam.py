@@ -8,7 +8,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxtx.decoder.config import AttentionConfig, BlockConfig, DecoderConfig, FeedForwardConfig
+from mlxtx.decoder.config import (
+    AttentionConfig,
+    BlockConfig,
+    DecoderConfig,
+    FeedForwardConfig,
+    RopeConfig,
+)
 from mlxtx.decoder.model import DecoderModel
 from mlxtx.generation.beam import beam_search
 from tests.tiny_model import tiny_language_model
@@ -18,8 +24,9 @@ VOCABULARY, END = 4, 0
 
 @pytest.fixture(scope="module", params=[0, 1, 2])
 def small(request) -> DecoderModel:
-    """Four tokens, one layer, weights large enough for uneven probabilities."""
-    attention = AttentionConfig(heads=2, kv_heads=1, head_dim=4)
+    """Four tokens, one layer, weights large enough for uneven probabilities. Without positions
+    the same tokens in another order would tie, and rounding would rank them."""
+    attention = AttentionConfig(heads=2, kv_heads=1, head_dim=4, rope=RopeConfig(dims=4))
     block = BlockConfig(attention=attention, feed_forward=FeedForwardConfig(width=8))
     mx.random.seed(request.param)
     model = DecoderModel(DecoderConfig(vocabulary=VOCABULARY, width=8, blocks=(block,), context=64))
