@@ -154,7 +154,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
     mapping = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(mapping, dict) or not mapping:
         raise MlxtxError(f"{folder / INDEX} holds no weight_map")
-    for file in mapping.values():
+    for file in {str(file): file for file in mapping.values()}.values():
         check_inside(file, folder / INDEX)
     return mapping
 

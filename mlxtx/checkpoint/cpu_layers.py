@@ -1,0 +1,107 @@
+"""What is fast on MLX's CPU back end, which multiplies quantized and half-precision weights with
+plain loops: unpack or widen the weights and multiply in float32, from a few rows on.
+
+The layers here replace MLX's own on a CPU; parameters and results are the same. Measured on two
+x86-64 cores with weights [1408, 512] (``scripts/bench_convert.py --matmul``): see docs/convert.md.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import cache
+
+import mlx.core as mx
+import mlx.nn as nn
+
+# Rows of input from which unpacking a quantized weight once beats one slow product a row.
+UNPACK_FROM = 4
+# The same for widening a half-precision weight, where the BLAS is a fast one.
+WIDEN_FROM = 4
+# Rows from which a plain BLAS is faster with the operands exchanged.
+EXCHANGE_FROM = 16
+
+
+@cache
+def blas_is_fast() -> bool:
+    """Whether float32 products run at more than 10 GFLOP/s. The wheel of MLX for Linux brings the
+    reference BLAS (about 2); a preloaded OpenBLAS reaches over 100."""
+    a, b = mx.ones((64, 256)), mx.ones((256, 256))
+    mx.eval(a @ b)
+    started = time.perf_counter()
+    mx.eval(a @ b)
+    return 2 * 64 * 256 * 256 / (time.perf_counter() - started) > 10e9
+
+
+def _rows(x: mx.array) -> int:
+    return x.size // x.shape[-1]
+
+
+def _multiply(x: mx.array, weight: mx.array) -> mx.array:
+    """x [..., I] @ weight [O, I] transposed, both float32."""
+    if blas_is_fast() or _rows(x) < EXCHANGE_FROM:
+        return x @ weight.T
+    # A plain BLAS runs down columns of both operands as they lie in memory.
+    flat = mx.contiguous(x.reshape(-1, x.shape[-1]).T)  # [I, N]
+    return (weight @ flat).T.reshape(*x.shape[:-1], -1)
+
+
+class CpuLinear(nn.Linear):
+    def __call__(self, x: mx.array) -> mx.array:
+        weight = self.weight
+        half = weight.dtype in (mx.bfloat16, mx.float16) and x.dtype == weight.dtype
+        if half and _rows(x) >= WIDEN_FROM and blas_is_fast():
+            y = _multiply(x.astype(mx.float32), weight.astype(mx.float32)).astype(x.dtype)
+        elif weight.dtype == x.dtype == mx.float32:
+            y = _multiply(x, weight)
+        else:
+            y = x @ weight.T
+        return y + self.bias if "bias" in self else y
+
+
+def _quantized(layer: nn.Module, x: mx.array) -> mx.array | None:
+    """The product with the unpacked weight, where that is the faster way."""
+    if _rows(x) < UNPACK_FROM:
+        return None
+    weight = mx.dequantize(
+        layer.weight,
+        layer.scales,
+        layer.get("biases"),
+        layer.group_size,
+        layer.bits,
+        layer.mode,
+        dtype=mx.float32,
+    )
+    return _multiply(x.astype(mx.float32), weight).astype(x.dtype)
+
+
+class CpuQuantizedLinear(nn.QuantizedLinear):
+    def __call__(self, x: mx.array) -> mx.array:
+        y = _quantized(self, x)
+        if y is None:
+            return super().__call__(x)
+        return y + self.bias if "bias" in self else y
+
+
+class CpuQuantizedEmbedding(nn.QuantizedEmbedding):
+    def __call__(self, x: mx.array) -> mx.array:
+        # The modes with 8-bit scales would give bfloat16, and all that follows would be that.
+        rows = super().__call__(x)
+        return rows.astype(mx.float32) if self.scales.dtype == mx.uint8 else rows
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        y = _quantized(self, x)
+        return super().as_linear(x) if y is None else y
+
+
+_REPLACEMENTS: dict[type, type] = {
+    nn.Linear: CpuLinear,
+    nn.QuantizedLinear: CpuQuantizedLinear,
+    nn.QuantizedEmbedding: CpuQuantizedEmbedding,
+}
+
+
+def adapt_to_cpu(model: nn.Module) -> None:
+    """Give the model's layers, in place, the forms above; everything they hold stays."""
+    for module in model.modules():
+        if type(module) in _REPLACEMENTS:
+            module.__class__ = _REPLACEMENTS[type(module)]

@@ -1,0 +1,299 @@
+"""Checkpoint formats: what is stored, seen as named tensors that can be read one by one.
+
+``read_tensors`` gives ``Tensor`` entries: name, shape, type and how to read the numbers. Packed
+weights stay packed (with how to unpack them), FP8 weights appear unpacked. A further format is one
+more function in ``_FORMATS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+
+from mlxtx.checkpoint.quantization import Quantization, QuantizationTable
+from mlxtx.checkpoint.safetensors import MLX_DTYPES
+from mlxtx.checkpoint.source import Checkpoint
+from mlxtx.errors import MlxtxError
+
+
+@dataclass(frozen=True)
+class Packing:
+    """A weight stored in several tensors.
+
+    name: what it is called unpacked; parts: the tensors that hold it, the packed numbers first;
+    shape: [..., O, I] unpacked; unpack: reads and unpacks it (lazy).
+    """
+
+    quantization: Quantization
+    name: str
+    parts: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: mx.Dtype
+    unpack: Callable[[], mx.array]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """shape and dtype as ``read`` gives them; nbytes on disk; packing where it is packed."""
+
+    shape: tuple[int, ...]
+    dtype: mx.Dtype
+    nbytes: int
+    read: Callable[[], mx.array]
+    packing: Packing | None = None
+
+
+Tensors = dict[str, Tensor]
+
+
+def read_tensors(checkpoint: Checkpoint) -> Tensors:
+    """The checkpoint's tensors by name, in the files' order. Nothing is read yet."""
+    tensors: Tensors = {}
+    for name, info in checkpoint.tensors.items():
+        dtype = getattr(mx, MLX_DTYPES.get(info.dtype, "float32"))
+        if info.dtype == "F8_E5M2":
+            dtype = mx.float16
+        tensors[name] = Tensor(info.shape, dtype, info.nbytes, partial(checkpoint.read, name))
+    config = checkpoint.config
+    if config.get("quantization"):
+        return _mlx(checkpoint, tensors)
+    settings = config.get("quantization_config")
+    if settings is None:
+        text = config.get("text_config")
+        settings = text.get("quantization_config") if isinstance(text, Mapping) else None
+    if not settings:
+        return _fp8(checkpoint, tensors, {})
+    if not isinstance(settings, Mapping):
+        raise MlxtxError(f"config.json: unreadable quantization_config {settings!r:.120}")
+    method = str(settings.get("quant_method") or ("mlx" if "bits" in settings else "something"))
+    if method not in _FORMATS:
+        raise MlxtxError(
+            f"weights quantized by {method:.60} are not supported (known: "
+            f"{', '.join(_FORMATS)}); use the original or an MLX version of the model"
+        )
+    return _FORMATS[method](checkpoint, tensors, settings)
+
+
+def unpacked(tensors: Tensors, names: Iterable[str]) -> Tensors:
+    """The same tensors with those of ``names`` unpacked, under the name they have then."""
+    gone: set[str] = set()
+    plain: Tensors = {}
+    for name in names:
+        packing = tensors[name].packing
+        assert packing is not None
+        gone.update(packing.parts)
+        plain[name] = Tensor(
+            packing.shape,
+            packing.dtype,
+            sum(tensors[part].nbytes for part in packing.parts),
+            packing.unpack,
+        )
+    result: Tensors = {}
+    for name, tensor in tensors.items():
+        if name in plain:
+            packing = tensor.packing
+            assert packing is not None
+            result[packing.name] = plain[name]
+        elif name not in gone:
+            result[name] = tensor
+    return result
+
+
+def _mlx(checkpoint: Checkpoint, tensors: Tensors, settings: Any = None) -> Tensors:
+    """MLX's own: X.weight (packed uint32), X.scales and, for affine, X.biases."""
+    table = QuantizationTable.from_config(checkpoint.config)
+    result = dict(tensors)
+    for name, scales in tensors.items():
+        path = name.removesuffix(".scales")
+        weight = tensors.get(path + ".weight")
+        if path == name or weight is None or weight.dtype != mx.uint32:
+            continue
+        parts = tuple(
+            path + ending
+            for ending in (".weight", ".scales", ".biases")
+            if path + ending in tensors
+        )
+        quantization = table(path) or table.default
+        if quantization is None or not quantization.matches(weight.shape, scales.shape):
+            quantization = _only_match(weight, scales, quantization)
+        if quantization is None:
+            raise MlxtxError(
+                f"{path}: packed {list(weight.shape)} with scales {list(scales.shape)} does not "
+                "fit the quantization that config.json gives"
+            )
+        dtype = scales.dtype if quantization.mode == "affine" else mx.bfloat16
+        packing = Packing(
+            quantization,
+            path + ".weight",
+            parts,
+            (*weight.shape[:-1], quantization.columns(weight.shape[-1])),
+            dtype,
+            partial(_unpack, quantization, tuple(tensors[part].read for part in parts), dtype),
+        )
+        result[path + ".weight"] = replace(weight, packing=packing)
+    return result
+
+
+def _only_match(
+    weight: Tensor, scales: Tensor, default: Quantization | None
+) -> Quantization | None:
+    """Another packing of the default's group size that these shapes fit, or the only one at all."""
+    from mlxtx.checkpoint.quantization import MODES
+
+    fp = scales.dtype == mx.uint8
+    found = [
+        Quantization(bits, group, mode)
+        for mode, (all_bits, groups) in MODES.items()
+        for bits in all_bits
+        for group in groups
+        if (mode != "affine") == fp
+        and Quantization(bits, group, mode).matches(weight.shape, scales.shape)
+    ]
+    same = [q for q in found if default and q.group_size == default.group_size]
+    found = same or found
+    return found[0] if len(found) == 1 else None
+
+
+def _unpack(
+    quantization: Quantization, reads: tuple[Callable[[], mx.array], ...], dtype: mx.Dtype
+) -> mx.array:
+    weight, scales, *biases = [read() for read in reads]
+    return quantization.unpack(weight, scales, biases[0] if biases else None, dtype)
+
+
+def _fp8(checkpoint: Checkpoint, tensors: Tensors, settings: Mapping[str, Any]) -> Tensors:
+    """8-bit floats (E4M3), with a scale for the tensor, for each row or for each block.
+
+    DeepSeek-V3 (https://arxiv.org/abs/2412.19437, section 3.3): weight = number * weight_scale_inv
+    of its 128 x 128 block. Unpacked into the type the configuration names (bfloat16 otherwise).
+    """
+    eights = {name for name, info in checkpoint.tensors.items() if info.dtype == "F8_E4M3"}
+    if not eights:
+        return tensors
+    dtype = _main_dtype(checkpoint.config)
+    result = dict(tensors)
+    for name in eights:
+        scale = next((name + end for end in _FP8_SCALES if name + end in tensors), None)
+        if scale is None and settings:
+            raise MlxtxError(f"{name} holds 8-bit floats and {name}_scale_inv is not there")
+        scales = tensors[scale] if scale else None
+        block = _block(tensors[name].shape, scales, settings, name)
+        exponents = scale is not None and checkpoint.tensors[scale].dtype == "F8_E8M0"
+        read = partial(_unpack_fp8, tensors[name].read, scales, block, exponents, dtype)
+        nbytes = tensors[name].nbytes + (scales.nbytes if scales else 0)
+        result[name] = Tensor(tensors[name].shape, dtype, nbytes, read)
+        for other in (scale, *(name.removesuffix("weight") + end for end in _FP8_ACTIVATIONS)):
+            if other:
+                result.pop(other, None)
+    return result
+
+
+_FP8_SCALES = ("_scale_inv", "_scale")
+_FP8_ACTIVATIONS = ("input_scale", "activation_scale", "input_scale_inv")  # for 8-bit inputs
+
+
+def _block(
+    shape: tuple[int, ...], scales: Tensor | None, settings: Mapping[str, Any], name: str
+) -> tuple[int, int]:
+    """Rows and columns that share a scale."""
+    if scales is None or scales.shape in ((), (1,)):
+        return (1, 1)
+    rows, columns = settings.get("weight_block_size") or (1, shape[-1])
+    blocks = (*shape[:-2], -(-shape[-2] // rows), -(-shape[-1] // columns))
+    if scales.shape not in (blocks, blocks[:-1] if blocks[-1] == 1 else blocks):
+        raise MlxtxError(
+            f"{name} {list(shape)} in blocks of {rows} x {columns} needs scales {list(blocks)}, "
+            f"and there are {list(scales.shape)}"
+        )
+    return rows, columns
+
+
+def _unpack_fp8(
+    read: Callable[[], mx.array],
+    scales: Tensor | None,
+    block: tuple[int, int],
+    exponents: bool,
+    dtype: mx.Dtype,
+) -> mx.array:
+    numbers = mx.from_fp8(read(), mx.float32)
+    if scales is None:
+        return numbers.astype(dtype)
+    scale = scales.read()
+    scale = _powers_of_two(scale) if exponents else scale.astype(mx.float32)
+    if scale.size > 1:
+        rows, columns = block
+        *lead, height, width = numbers.shape
+        scale = scale.reshape(*lead, -(-height // rows), -(-width // columns))
+        scale = mx.repeat(mx.repeat(scale, rows, axis=-2), columns, axis=-1)
+        scale = scale[..., :height, :width]
+    return (numbers * scale).astype(dtype)
+
+
+def _powers_of_two(exponents: mx.array) -> mx.array:
+    """E8M0: a biased exponent and nothing else, as float32 (255 is no number)."""
+    bits = exponents.astype(mx.uint32) << 23
+    values = mx.where(exponents == 0, mx.array(0x00400000, mx.uint32), bits)  # 2**-127
+    values = mx.where(exponents == 255, mx.array(0x7FC00000, mx.uint32), values)
+    return values.view(mx.float32)
+
+
+def _mxfp4(checkpoint: Checkpoint, tensors: Tensors, settings: Any = None) -> Tensors:
+    """gpt-oss: X_blocks [..., O, G, 16] bytes of two 4-bit floats each, X_scales [..., O, G].
+
+    The bytes are in MLX's order, so X_blocks appears as MLX's packed uint32 [..., O, 4 G].
+    Unpacked it is X [..., I, O], the way such fused experts are stored.
+    """
+    result = dict(tensors)
+    mode = Quantization.of("mxfp4")
+    for name, scales in tensors.items():
+        path = name.removesuffix("_scales")
+        blocks = tensors.get(path + "_blocks")
+        if path == name or blocks is None:
+            continue
+        if blocks.shape != (*scales.shape, 16):
+            raise MlxtxError(
+                f"{path}: blocks {list(blocks.shape)} do not fit scales {list(scales.shape)}"
+            )
+        packed = (*scales.shape[:-1], scales.shape[-1] * 4)
+        read = partial(_words, blocks.read, packed)
+        rows, columns = scales.shape[-2], scales.shape[-1] * 32
+        packing = Packing(
+            mode,
+            path,
+            (path + "_blocks", name),
+            (*scales.shape[:-2], columns, rows),
+            mx.bfloat16,
+            partial(_transposed, partial(_unpack, mode, (read, scales.read), mx.bfloat16)),
+        )
+        result[path + "_blocks"] = Tensor(packed, mx.uint32, blocks.nbytes, read, packing)
+    return result
+
+
+def _words(read: Callable[[], mx.array], shape: tuple[int, ...]) -> mx.array:
+    return read().view(mx.uint32).reshape(shape)
+
+
+def _transposed(read: Callable[[], mx.array]) -> mx.array:
+    return read().swapaxes(-1, -2)
+
+
+_FORMATS: dict[str, Callable[[Checkpoint, Tensors, Any], Tensors]] = {
+    "mlx": _mlx,
+    "fp8": _fp8,
+    "mxfp4": _mxfp4,
+}
+
+
+def _main_dtype(config: Mapping[str, Any]) -> mx.Dtype:
+    text = config.get("text_config")
+    name = config.get("dtype") or config.get("torch_dtype")
+    if name is None and isinstance(text, Mapping):
+        name = text.get("dtype") or text.get("torch_dtype")
+    return FLOAT_DTYPES.get(str(name), mx.bfloat16)
+
+
+FLOAT_DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}

@@ -1,0 +1,139 @@
+"""A checkpoint becomes a model, one group of tensors at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlxtx.checkpoint.cpu_layers import adapt_to_cpu
+from mlxtx.checkpoint.formats import FLOAT_DTYPES, Tensors, read_tensors
+from mlxtx.checkpoint.hub import resolve
+from mlxtx.checkpoint.quantization import Quantization
+from mlxtx.checkpoint.source import Checkpoint
+from mlxtx.checkpoint.weights import WeightPlan, plan_weights
+from mlxtx.decoder.model import DecoderModel
+from mlxtx.errors import MlxtxError
+from mlxtx.events import Event, Progress
+from mlxtx.families import family_for
+from mlxtx.families.names import split_suffix
+
+# On a CPU a quantized model whose unpacked weights fill no more than this is faster unpacked.
+SMALL_MODEL_BYTES = 64 << 20
+# Groups of tensors are read together up to this many bytes: enough to keep the disk busy, little
+# beside a model, as what is cast or unpacked is in memory twice for that long.
+READ_BYTES = 16 << 20
+
+
+def load_model(
+    path_or_repo: str | Path,
+    dtype: str | mx.Dtype | None = None,
+    *,
+    revision: str | None = None,
+    on_event: Callable[[Event], None] | None = None,
+) -> tuple[DecoderModel, dict[str, Any]]:
+    """The model of a folder or Hub id, without a tokenizer, and its ``config.json``.
+
+    dtype: "float32", "float16" or "bfloat16" for everything that is not packed. None keeps the
+    checkpoint's own types on a GPU; on a CPU a quantized model computes in float32, which is about
+    eight times as fast there, and a small one is unpacked. Tensors are read one group at a time,
+    so that memory peaks near the size of the weights. Raises MlxtxError with one line that names
+    what is wrong (see docs/convert.md for the kinds of checkpoints).
+    """
+    folder = resolve(path_or_repo, revision, on_event=on_event)
+    checkpoint = Checkpoint(folder)
+    return build_model(checkpoint, dtype, on_event=on_event), checkpoint.config
+
+
+def build_model(
+    checkpoint: Checkpoint,
+    dtype: str | mx.Dtype | None = None,
+    *,
+    on_event: Callable[[Event], None] | None = None,
+) -> DecoderModel:
+    """``load_model`` for an open checkpoint."""
+    family = family_for(checkpoint.config)
+    config = family.decoder_config(checkpoint.config)
+    names = family.names(checkpoint.config)
+    tensors = read_tensors(checkpoint)
+    on_cpu = mx.default_device() == mx.Device(mx.cpu)
+    packed = any(tensor.packing for tensor in tensors.values())
+    unpack = on_cpu and packed and _unpacked_bytes(tensors) <= SMALL_MODEL_BYTES
+    model = DecoderModel(config)
+    plan = plan_weights(model, names, tensors, unpack=unpack)
+    quantize_modules(model, plan.quantizations)
+    wanted = _dtype(dtype)
+    if wanted is None and on_cpu and packed:
+        wanted = mx.float32
+    fill(model, plan, wanted, on_event)
+    if on_cpu:
+        adapt_to_cpu(model)
+    model.eval()
+    return model
+
+
+def quantize_modules(model: nn.Module, quantizations: Mapping[str, Quantization]) -> None:
+    """Give the modules at these paths the layers that hold packed weights (still unfilled)."""
+
+    def packing(path: str, _: nn.Module) -> bool | dict[str, Any]:
+        quantization = quantizations.get(path)
+        return quantization.to_json() if quantization else False
+
+    if quantizations:
+        nn.quantize(model, class_predicate=packing)
+
+
+def fill(
+    model: nn.Module,
+    plan: WeightPlan,
+    dtype: mx.Dtype | None = None,
+    on_event: Callable[[Event], None] | None = None,
+) -> None:
+    """Read every parameter, evaluating a few groups at a time."""
+    modules = dict(model.named_modules())
+    modules[""] = model
+    total = sum(plan.nbytes(group) for group in plan.groups)
+    started, done, pending = time.monotonic(), 0, 0
+    arrays: dict[str, mx.array] = {}
+    for group in plan.groups:
+        for name, array in plan.read(group).items():
+            if dtype is not None and mx.issubdtype(array.dtype, mx.floating):
+                array = array.astype(dtype)
+            arrays[name] = array
+        pending += plan.nbytes(group)
+        if pending < READ_BYTES and group is not plan.groups[-1]:
+            continue
+        mx.eval(list(arrays.values()))
+        for name, array in arrays.items():
+            path, _, key = name.rpartition(".")
+            modules[path][key] = array
+        arrays.clear()
+        done, pending = done + pending, 0
+        if on_event:
+            seconds = time.monotonic() - started
+            on_event(Progress(stage="load", done=done, total=total, unit="bytes", seconds=seconds))
+
+
+def _dtype(dtype: str | mx.Dtype | None) -> mx.Dtype | None:
+    if dtype is None or isinstance(dtype, mx.Dtype):
+        return dtype
+    if dtype not in FLOAT_DTYPES:
+        raise MlxtxError(f"unknown dtype {dtype!r} (known: {', '.join(FLOAT_DTYPES)})")
+    return FLOAT_DTYPES[dtype]
+
+
+def _unpacked_bytes(tensors: Tensors) -> int:
+    """Bytes of all weights in float32."""
+    total = 0
+    for name, tensor in tensors.items():
+        shape = tensor.packing.shape if tensor.packing else tensor.shape
+        if split_suffix(name)[1] not in (".scales", ".biases"):
+            size = 4
+            for length in shape:
+                size *= length
+            total += size
+    return total

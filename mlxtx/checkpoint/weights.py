@@ -1,0 +1,163 @@
+"""Which stored tensors fill which parameters: planned from shapes alone, before anything is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from mlxtx.checkpoint.formats import Tensors, unpacked
+from mlxtx.checkpoint.quantization import Quantization, infer
+from mlxtx.errors import MlxtxError
+from mlxtx.families.names import Group, NameMap, split_suffix
+
+# How many names an error lists before it counts the rest.
+LISTED = 12
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a tensor will be: its shape and type, known without its numbers."""
+
+    shape: tuple[int, ...]
+    dtype: mx.Dtype
+
+
+@dataclass
+class WeightPlan:
+    """groups turn ``tensors`` into parameters; ``forms`` describes each parameter;
+    ``quantizations`` says how the packed ones are packed, by module path; ``dropped`` are
+    tensors that are known to be of no use."""
+
+    groups: list[Group]
+    tensors: Tensors
+    forms: dict[str, Form]
+    quantizations: dict[str, Quantization]
+    dropped: list[str]
+
+    def nbytes(self, group: Group) -> int:
+        """What reading a group takes from the disk."""
+        return sum(self.tensors[name].nbytes for name in group.sources)
+
+    def read(self, group: Group) -> dict[str, mx.array]:
+        """The group's parameters, lazy."""
+        arrays = group.apply([self.tensors[name].read() for name in group.sources])
+        return dict(zip(group.targets, arrays, strict=True))
+
+
+def plan_weights(
+    model: nn.Module, names: NameMap, tensors: Tensors, *, unpack: bool = False
+) -> WeightPlan:
+    """How ``tensors`` fill ``model``, a ``DecoderModel`` with nothing quantized.
+
+    Weights stay packed where the module and the family's rules allow it, unless ``unpack``.
+    Raises MlxtxError that names every tensor that is missing, unexpected or has another shape.
+    """
+    modules = dict(model.named_modules())
+    tied = "lm_head" not in modules
+    heads = [name for name in tensors if tied and split_suffix(name)[0] == "lm_head"]
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in heads}
+    plan = names.plan_load({name: tensor.shape for name, tensor in tensors.items()})
+    loose = [
+        name
+        for group in plan.groups
+        for name in group.sources
+        if tensors[name].packing and (unpack or not _stays_packed(group, modules))
+    ]
+    if loose:
+        tensors = unpacked(tensors, loose)
+        plan = names.plan_load({name: tensor.shape for name, tensor in tensors.items()})
+    forms: dict[str, Form] = {}
+    for group in plan.groups:
+        for name, form in zip(group.targets, _forms(group, tensors), strict=True):
+            if name in forms:
+                raise MlxtxError(f"the checkpoint fills {name} twice, from {group.sources[0]} too")
+            forms[name] = form
+    quantizations = {
+        split_suffix(name)[0]: _packing_of(name, forms, modules)
+        for group in plan.groups
+        if any(tensors[source].packing for source in group.sources)
+        for name in group.targets
+    }
+    _check(model, plan.groups, plan.incomplete, forms, quantizations)
+    return WeightPlan(plan.groups, tensors, forms, quantizations, plan.dropped + heads)
+
+
+def _stays_packed(group: Group, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether every target of the group can hold the packed form."""
+    if not group.keeps_packing:
+        return False
+    return all(
+        name.endswith(".weight") and hasattr(modules.get(split_suffix(name)[0]), "to_quantized")
+        for name in group.targets
+    )
+
+
+def _forms(group: Group, tensors: Tensors) -> list[Form]:
+    """The targets' forms: the rule is applied to arrays that are never evaluated."""
+    stand_ins = [mx.zeros(tensors[n].shape, tensors[n].dtype) for n in group.sources]
+    return [Form(tuple(a.shape), a.dtype) for a in group.apply(stand_ins)]
+
+
+def _packing_of(
+    name: str, forms: Mapping[str, Form], modules: Mapping[str, nn.Module]
+) -> Quantization:
+    """How a packed weight is packed: certain, as the module's own columns are known."""
+    path = split_suffix(name)[0]
+    scales = forms.get(path + ".scales")
+    columns = modules[path]["weight"].shape[-1]
+    found = infer(forms[name].shape, scales.shape, scales.dtype, columns) if scales else None
+    if found is None:
+        beside = list(scales.shape) if scales else "none"
+        raise MlxtxError(
+            f"{name}: packed shape {list(forms[name].shape)} with scales {beside} does not fit "
+            f"{columns} columns in any quantization that is known"
+        )
+    return found
+
+
+def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter by its full name."""
+    flat = tree_flatten(model.parameters(), destination={})
+    assert isinstance(flat, dict)
+    return {name: tuple(array.shape) for name, array in flat.items()}
+
+
+def _check(
+    model: nn.Module,
+    groups: Iterable[Group],
+    incomplete: Iterable[tuple[tuple[str, ...], tuple[str, ...]]],
+    forms: Mapping[str, Form],
+    quantizations: Mapping[str, Quantization],
+) -> None:
+    expected = parameter_shapes(model)
+    origin = {name: group.sources for group in groups for name in group.targets}
+    halves = {name: lack for have, lack in incomplete for name in have}
+    problems: list[str] = []
+    for name, form in forms.items():
+        path, ending = split_suffix(name)
+        quantization = quantizations.get(path)
+        if name not in expected:
+            if quantization and ending in (".scales", ".biases"):
+                continue
+            source = origin[name][0]
+            without = f" (without {', '.join(halves[source][:3])})" if source in halves else ""
+            problems.append(f"unexpected {source}{without} {list(form.shape)}")
+            continue
+        shape = form.shape
+        if quantization and ending == ".weight":
+            shape = (*shape[:-1], quantization.columns(shape[-1]))
+        if shape != expected[name]:
+            source = ", ".join(origin[name][:3])
+            problems.append(f"{source} is {list(shape)}, not {list(expected[name])} as configured")
+    for name, shape in expected.items():
+        if name not in forms:
+            problems.append(f"missing {name} {list(shape)}")
+    if problems:
+        more = f"; and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
+        raise MlxtxError(
+            "the weights do not fit config.json: " + "; ".join(problems[:LISTED]) + more
+        )
