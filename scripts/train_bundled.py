@@ -1,7 +1,7 @@
 """Makes the model in the box: writes its conversations, trains it from nothing, packs and judges it.
 
     LD_PRELOAD=libopenblas.so.0 python scripts/train_bundled.py --out RUN
-    python scripts/train_bundled.py --out RUN --evaluate
+    python scripts/train_bundled.py --out RUN --evaluate --pack mlxtx/bundled
 
 Runs from a checkout of the repository: the conversations come from ``training/bundled``.
 """
@@ -9,6 +9,7 @@ Runs from a checkout of the repository: the conversations come from ``training/b
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import sys
 from collections.abc import Sequence
@@ -33,23 +34,35 @@ CONFIG = {
     "tie_word_embeddings": True,
     "torch_dtype": "float32",
 }
-ROW_LENGTH = 512
+ROW_LENGTH = 256
+SHIPPED_BITS = 8
+WEIGHT_BITS = (None, 16, 8, 4, 3)  # None: float32
+KV_SETTINGS = ("k8v8g64", "k4v4g64", "k2v2g64")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="train_bundled", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--conversations", type=int, default=45_000)
-    parser.add_argument("--steps", type=int, default=2400, help="of batch-size rows of 512 tokens")
-    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=2400, help="of batch-size rows of 256 tokens")
+    parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=0.02)
     parser.add_argument("--optimizer", default="muon")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
+    parser.add_argument("--evaluate", action="store_true", help="only judge what --out holds")
+    parser.add_argument(
+        "--pack", type=Path, metavar="DIR", help="only write the checkpoint to ship"
+    )
     args = parser.parse_args(argv)
     sys.path.insert(0, str(ROOT))
-    prepare(args)
-    train(args)
+    if args.evaluate:
+        evaluate(args)
+    if args.pack:
+        pack(args)
+    if not (args.evaluate or args.pack):
+        prepare(args)
+        train(args)
     return 0
 
 
@@ -106,7 +119,7 @@ def train(args: argparse.Namespace) -> None:
         weight_decay=0.01,
         seed=args.seed,
         report_every=25,
-        save_every=250,
+        save_every=200,
     )
     trainer = FixedRowTrainer(
         model, rows, settings, args.out, write=lambda folder: save(model, folder), on_event=tell
@@ -114,6 +127,85 @@ def train(args: argparse.Namespace) -> None:
     if args.resume:
         trainer.resume()
     trainer.run()
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Asks the held-out questions at every setting; writes table.json, table.md and answers.jsonl."""
+    from training.bundled import evaluate as judge
+    from training.bundled.packing import load_weights, rounded
+
+    weights = load_weights(args.out / "model")
+    rows = judge.read_rows(args.out / "data" / "held_out.jsonl")
+    table: dict[str, dict[str, float]] = {}
+
+    def measure(name: str, bits: int | None, kv: str | None = None) -> None:
+        judged = judge.answers(language_model(args.out, rounded(weights, bits)), rows, kv=kv)
+        table[name] = judge.scores(judged)
+        print(name, {k: round(v, 3) for k, v in table[name].items()}, flush=True)
+        (args.out / "table.json").write_text(json.dumps(table, indent=1))
+        if bits == SHIPPED_BITS and kv is None:
+            told = [{**a.row, "said": a.text, "right": a.right} for a in judged]
+            text = "".join(json.dumps(row) + "\n" for row in told)
+            (args.out / "answers.jsonl").write_text(text)
+
+    names = {None: "float32", 16: "bf16"}
+    for bits in WEIGHT_BITS:
+        measure(names.get(bits, f"{bits} bits"), bits)
+    for kv in KV_SETTINGS:
+        measure(f"{SHIPPED_BITS} bits, kv {kv}", SHIPPED_BITS, kv)
+    (args.out / "table.md").write_text(judge.markdown(table))
+
+
+def language_model(out: Path, weights):
+    from mlx.utils import tree_unflatten
+
+    from mlxtx.decoder.model import DecoderModel
+    from mlxtx.families import family_for
+    from mlxtx.language_model import LanguageModel
+    from mlxtx.text.tokenizer import Tokenizer
+
+    model = DecoderModel(family_for(CONFIG).decoder_config(dict(CONFIG)))
+    model.update(tree_unflatten(list(weights.items())))
+    return LanguageModel(model, Tokenizer.load(out / "model"), CONFIG)
+
+
+def pack(args: argparse.Namespace) -> None:
+    """Writes the shipped checkpoint and its card from the run's own records."""
+    from training.bundled.card import model_card
+    from training.bundled.facts import all_items
+    from training.bundled.packing import GROUP, load_weights, write_checkpoint
+
+    weights = load_weights(args.out / "model")
+    metrics = [json.loads(line) for line in (args.out / "metrics.jsonl").read_text().splitlines()]
+    last = [row for row in metrics if row["stage"] == "train"][-1]
+    ended = (args.out / "model" / "model.safetensors").stat().st_mtime
+    card = model_card(
+        {
+            "parameters": sum(w.size for w in weights.values()),
+            "facts": len(all_items()),
+            "layers": CONFIG["num_hidden_layers"],
+            "width": CONFIG["hidden_size"],
+            "heads": CONFIG["num_attention_heads"],
+            "kv_heads": CONFIG["num_key_value_heads"],
+            "head_dim": CONFIG["head_dim"],
+            "feed_forward": CONFIG["intermediate_size"],
+            "vocabulary": CONFIG["vocab_size"],
+            "context": CONFIG["max_position_embeddings"],
+            "bits": SHIPPED_BITS,
+            "group": GROUP,
+            "seed": args.seed,
+            "conversations": args.conversations,
+            "steps": last["step"],
+            "batch": args.batch_size,
+            "tokens": last["tokens"],
+            "optimizer": args.optimizer,
+            "rate": args.learning_rate,
+            "loss": last["loss"],
+            "date": datetime.date.fromtimestamp(ended).isoformat(),
+            "table": (args.out / "table.md").read_text(),
+        }
+    )
+    write_checkpoint(args.out / "model", args.pack, CONFIG, bits=SHIPPED_BITS, card=card)
 
 
 def save(model, folder: Path) -> None:

@@ -18,6 +18,8 @@ from mlxtx.tuning.objective import StepLoss
 from mlxtx.tuning.trainer import Trainer
 from training.bundled.rows import FixedRows
 
+PLACES = 256
+
 
 class FixedRowTrainer(Trainer):
     """Trains on ``FixedRows``. One step is ``batch_size`` rows."""
@@ -29,28 +31,34 @@ class FixedRowTrainer(Trainer):
         rows = self.samples
         tokens, segments = rows.tokens[picked], rows.segments[picked]
         scored = rows.in_loss[picked][:, 1:] & (segments[:, 1:] == segments[:, :-1])
+        places = np.flatnonzero(scored)
+        # as many as a multiple of 256, so that few shapes are traced; the filling counts nothing
+        filled = np.zeros(-(-len(places) // PLACES) * PLACES, np.int32)
+        filled[: len(places)] = places
+        counts = np.arange(len(filled)) < len(places)
         return {
             "tokens": mx.array(tokens[:, :-1]),  # [B, T]
-            "targets": mx.array(tokens[:, 1:]),
-            "scored": mx.array(scored.astype(np.float32)),
             "segments": mx.array(segments[:, :-1]),
             "positions": mx.array(rows.positions[picked][:, :-1]),
+            "places": mx.array(filled),  # [P] into the flat batch
+            "targets": mx.array(tokens[:, 1:].reshape(-1)[filled]),  # [P]
+            "counts": mx.array(counts.astype(np.float32)),  # [P]
         }
 
     def _step(self, weights, state, rate, batch):
         """New weights and optimizer state, the summed loss, and the norm of the gradients."""
         names = list(weights)
-        count = batch["scored"].sum()
+        count = batch["counts"].sum()
 
         def loss(*values):
             self.model.update(tree_unflatten(list(zip(names, values, strict=True))))
             hidden = self.model.hidden(
                 batch["tokens"], segments=batch["segments"], positions=batch["positions"]
             )
-            logits = self.model.head(hidden)
-            picked = mx.take_along_axis(logits, batch["targets"][..., None], axis=-1)[..., 0]
+            logits = self.model.head(hidden.flatten(0, 1)[batch["places"]])  # [P, V]
+            picked = mx.take_along_axis(logits, batch["targets"][:, None], axis=-1)[:, 0]
             losses = mx.logsumexp(logits, axis=-1) - picked
-            return (losses * batch["scored"]).sum() / count
+            return (losses * batch["counts"]).sum() / count
 
         values = [weights[name] for name in names]
         mean, gradients = mx.value_and_grad(loss, argnums=list(range(len(names))))(*values)
@@ -83,7 +91,7 @@ class FixedRowTrainer(Trainer):
         self.tokens += count
         self.step += 1
         self._good = self._snapshot()
-        return StepLoss(total.item(), int(batch["scored"].sum().item())), count
+        return StepLoss(total.item(), int(batch["counts"].sum().item())), count
 
 
 def parameter_count(model: Any) -> int:
