@@ -1,0 +1,151 @@
+"""Rows of packed conversations, the tokenizer they are made with, and the compiled step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from mlxtx.families import family_for
+from mlxtx.text.tokenizer import Tokenizer
+from mlxtx.tuning.objective import loss_and_gradients
+from mlxtx.tuning.packing import make_batch
+from mlxtx.tuning.samples import sample
+from mlxtx.tuning.scratch import initial_model
+from mlxtx.tuning.trainer import Training
+from training.bundled.conversations import training_set
+from training.bundled.fixed_row_trainer import FixedRowTrainer
+from training.bundled.rows import lay_rows, tokens_of
+from training.bundled.vocabulary import train_vocabulary, write_tokenizer
+
+CONFIG = {
+    "model_type": "qwen3",
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "intermediate_size": 64,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+}
+
+
+@pytest.fixture(scope="module")
+def conversations() -> list[dict]:
+    return list(training_set(200, seed=9))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(conversations, tmp_path_factory) -> Tokenizer:
+    folder: Path = tmp_path_factory.mktemp("tokenizer")
+    texts = [m["content"] for row in conversations for m in row["messages"]]
+    write_tokenizer(folder, train_vocabulary(texts, 512))
+    return Tokenizer.load(folder)
+
+
+@pytest.mark.parametrize("text", ["  two spaces", "line\nbreak\ttab", "Ünïcödé 12345", "日本", ""])
+def test_every_text_comes_back(tokenizer, text):
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_training_tokens_are_the_chat_templates(tokenizer, conversations):
+    for row in conversations[:50]:
+        messages = row["messages"]
+        tokens, marks, _ = tokens_of(messages, tokenizer)
+        assert tokens == tokenizer.encode_chat(messages, add_generation_prompt=False)
+        prompt = tokenizer.encode_chat(messages[:-1])
+        assert tokens[: len(prompt)] == prompt
+        assert all(marks[len(prompt) :]) and not marks[len(prompt) - 1]
+
+
+def test_only_answers_count_in_the_loss(tokenizer, conversations):
+    for row in conversations[:50]:
+        tokens, marks, _ = tokens_of(row["messages"], tokenizer)
+        said = [t for t, mark in zip(tokens, marks, strict=True) if mark]
+        answers = [m["content"] for m in row["messages"] if m["role"] == "assistant"]
+        text = "".join(answer + "<|end|>" for answer in answers)
+        assert tokenizer.decode(said, skip_special=False) == text
+
+
+def test_rows_hold_every_sample_once(tokenizer, conversations):
+    rows = lay_rows(conversations, tokenizer, length=128, context=256, seed=0)
+    found = []
+    for tokens, marks, segments in zip(rows.tokens, rows.in_loss, rows.segments, strict=True):
+        for segment in range(1, segments.max() + 1):
+            inside = segments == segment
+            found.append((tuple(tokens[inside]), tuple(marks[inside])))
+    wanted = []
+    for row in conversations:
+        tokens, marks, _ = tokens_of(row["messages"], tokenizer)
+        if len(tokens) <= 129:
+            wanted.append((tuple(tokens), tuple(marks)))
+    assert sorted(found) == sorted(wanted)
+
+
+def test_positions_grow_inside_a_sample_and_stay_in_the_context(tokenizer, conversations):
+    rows = lay_rows(conversations, tokenizer, length=128, context=256, seed=0)
+    assert rows.positions.max() < 256
+    same = (rows.segments[:, 1:] == rows.segments[:, :-1]) & (rows.segments[:, 1:] > 0)
+    steps = np.diff(rows.positions, axis=1)[same]
+    assert (steps >= 1).all()
+    assert (steps == 1).mean() > 0.98 and (steps > 1).any()
+
+
+def test_a_compiled_step_is_the_plain_step(tokenizer, conversations, tmp_path):
+    """The weights after one step of the compiled trainer on packed rows against the same update
+    with the plain trainer's gradients of the same samples."""
+    single = [row for row in conversations if len(row["messages"]) <= 3]
+    rows = lay_rows(single[:40], tokenizer, length=128, context=256, seed=0)
+    settings = Training(
+        iters=1, batch_size=4, optimizer="sgd", learning_rate=0.5, clip=0.0, weight_decay=0.0
+    )
+    config = family_for(CONFIG).decoder_config(dict(CONFIG))
+    model = initial_model(config, 0, deviation=0.1)
+    before = {name: mx.array(value) for name, value in tree_flatten(model.parameters())}
+    trainer = FixedRowTrainer(model, rows, settings, tmp_path, write=lambda folder: None)
+    picked = trainer.order.step(0)
+    loss, _ = trainer._train_step()
+    after = dict(tree_flatten(model.parameters()))
+
+    plain = initial_model(config, 0, deviation=0.1)
+    samples = []
+    for n in picked:
+        for segment in range(1, rows.segments[n].max() + 1):
+            inside = rows.segments[n] == segment
+            assert (np.diff(rows.positions[n][inside]) == 1).all()  # single turns never jump
+            samples.append(sample(rows.tokens[n][inside], rows.in_loss[n][inside]))
+    wanted, gradients = loss_and_gradients(plain, make_batch(samples), settings.objective())
+    assert loss.count == wanted.count
+    assert loss.total == pytest.approx(wanted.total, rel=1e-5)
+    for name, gradient in gradients.items():
+        step = after[name] - before[name]
+        expected = -0.5 * gradient
+        scale = mx.abs(expected).max().item() + 1e-9
+        assert mx.abs(step - expected).max().item() < 2e-4 * scale, name
+
+
+def test_a_resumed_run_has_the_same_losses(tokenizer, conversations, tmp_path):
+    rows = lay_rows(conversations, tokenizer, length=128, context=256, seed=0)
+    config = family_for(CONFIG).decoder_config(dict(CONFIG))
+
+    def trainer(folder):
+        settings = Training(
+            iters=4, batch_size=2, optimizer="muon", learning_rate=0.02, save_every=2
+        )
+        model = initial_model(config, 0)
+        return FixedRowTrainer(model, rows, settings, folder, write=lambda folder: None)
+
+    whole = trainer(tmp_path / "whole")
+    losses = [whole._train_step()[0].total for _ in range(4)]
+    first = trainer(tmp_path / "parts")
+    begun = [first._train_step()[0].total for _ in range(2)]
+    first._save_state()
+    second = trainer(tmp_path / "parts")
+    assert second.resume()
+    assert begun + [second._train_step()[0].total for _ in range(2)] == losses
