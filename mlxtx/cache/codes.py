@@ -62,18 +62,17 @@ class _Decoded:
 
     def __init__(self, rows: Rows, precision: mx.Dtype):
         self.rows, self.precision = rows, precision
-        self.planes = 1
         self._decoded: mx.array | None = None
-        if isinstance(rows, QuantizedRows):
-            unpacked = not on_gpu() and rows.bits in (2, 4, 8)
-            self.planes = 8 // rows.bits if unpacked else 1
+        bits = rows.bits if isinstance(rows, QuantizedRows) else 0
+        self.unpacked = not on_gpu() and bits in (2, 4, 8)
+        self.planes = 8 // bits if self.unpacked else 1
 
     def decoded(self) -> mx.array:
         if self._decoded is None:
             rows = self.rows
             if not isinstance(rows, QuantizedRows):
                 self._decoded = rows.astype(self.precision)
-            elif not on_gpu() and rows.bits in (2, 4, 8):
+            elif self.unpacked:
                 self._decoded = unpack(rows).astype(self.precision)
             else:
                 plain = mx.dequantize(
@@ -91,8 +90,10 @@ class _Decoded:
         if isinstance(rows, QuantizedRows):
             q = rotate_rows(q) if rows.rotated else q
             q = _pad(q, rows.padded_dim)
-            if on_gpu() and shape[2] * shape[3] <= FEW_QUERIES:
-                return self._from_codes(q.flatten(2, 3), transpose=True).reshape(*shape[:4], -1)
+            if self._few(q) and (on_gpu() or self.unpacked):
+                flat = q.flatten(2, 3)
+                product = self._multiplied(flat, True) if on_gpu() else code_scores(flat, rows)
+                return product.reshape(*shape[:4], -1)
             q = _to_planes(q, self.planes)
         scores = q.flatten(2, 3) @ self.decoded().swapaxes(-1, -2)
         return scores.reshape(*shape[:4], -1)
@@ -100,8 +101,9 @@ class _Decoded:
     def weighed(self, weights: mx.array, value_dim: int | None) -> mx.array:
         rows, shape = self.rows, weights.shape
         flat = weights.flatten(2, 3)
-        if isinstance(rows, QuantizedRows) and on_gpu() and flat.shape[2] <= FEW_QUERIES:
-            out = self._from_codes(flat, transpose=False)
+        planes = self.planes
+        if isinstance(rows, QuantizedRows) and self._few(weights):
+            out, planes = self._multiplied(flat, False), 1
         else:
             values = self.decoded()
             if value_dim is not None and not isinstance(rows, QuantizedRows):
@@ -109,18 +111,23 @@ class _Decoded:
             out = flat @ values
         out = out.reshape(*shape[:4], -1)
         if isinstance(rows, QuantizedRows):
-            out = _from_planes(out, self.planes)[..., : rows.dim]
+            out = _from_planes(out, planes)[..., : rows.dim]
             out = rotate_rows(out) if rows.rotated else out
         return out if value_dim is None else out[..., :value_dim]
 
-    def _from_codes(self, x: mx.array, transpose: bool) -> mx.array:
+    def _few(self, x: mx.array) -> bool:
+        return x.shape[2] * x.shape[3] <= FEW_QUERIES and self.precision == mx.float32
+
+    def _multiplied(self, x: mx.array, transpose: bool) -> mx.array:
+        """x times the codes as they are: on a CPU in float32, which is the fastest there."""
         rows = self.rows
         assert isinstance(rows, QuantizedRows)
+        dtype = rows.dtype if on_gpu() else mx.float32
         return mx.quantized_matmul(
-            x.astype(rows.dtype),
+            x.astype(dtype),
             rows.codes,
-            rows.scales,
-            rows.biases,
+            rows.scales.astype(dtype),
+            rows.biases.astype(dtype),
             transpose=transpose,
             group_size=rows.group_size,
             bits=rows.bits,
@@ -136,16 +143,36 @@ def unpack(rows: QuantizedRows) -> mx.array:
 
     ``mx.dequantize`` on a CPU handles one number at a time; these are plain array operations.
     """
+    scales, biases = (a.astype(mx.float32)[..., None] for a in (rows.scales, rows.biases))
+    out = [(codes * scales + biases).flatten(-2) for codes in code_planes(rows)]
+    return out[0] if len(out) == 1 else mx.concatenate(out, axis=-1)
+
+
+def code_planes(rows: QuantizedRows) -> list[mx.array]:
+    """The codes of 2, 4 or 8 bits as numbers [B, K, S, groups, channels], a plane an array."""
     octets = rows.codes.view(mx.uint8)  # [B, K, S, P * bits / 8]
     planes, mask = 8 // rows.bits, (1 << rows.bits) - 1
-    groups = rows.scales.shape[-1]
-    scales, biases = (a.astype(mx.float32)[..., None] for a in (rows.scales, rows.biases))
-    out = []
-    for plane in range(planes):
-        codes = octets if planes == 1 else (octets >> (plane * rows.bits)) & mask
-        codes = codes.astype(mx.float32).reshape(*octets.shape[:-1], groups, -1)
-        out.append((codes * scales + biases).flatten(-2))
-    return out[0] if planes == 1 else mx.concatenate(out, axis=-1)
+    shape = (*rows.scales.shape, -1)
+    if planes == 1:
+        return [octets.astype(mx.float32).reshape(shape)]
+    shifted = [octets if p == 0 else octets >> (p * rows.bits) for p in range(planes)]
+    shifted[:-1] = [codes & mask for codes in shifted[:-1]]
+    return [codes.astype(mx.float32).reshape(shape) for codes in shifted]
+
+
+def code_scores(q: mx.array, rows: QuantizedRows) -> mx.array:
+    """Scores [B, K, R, S] of a few queries [B, K, R, P]: by group, q codes * scale + sum(q) bias,
+    so that scales touch one number a group and not every channel."""
+    scales, biases = (
+        a.astype(mx.float32).swapaxes(-1, -2)[:, :, :, None] for a in (rows.scales, rows.biases)
+    )  # [B, K, groups, 1, S]
+    planes = code_planes(rows)
+    grouped = q.reshape(*q.shape[:3], rows.scales.shape[-1], -1).swapaxes(2, 3)  # [B, K, g, R, c]
+    total = biases * grouped.sum(axis=-1, keepdims=True)
+    for number, codes in enumerate(planes):
+        part = grouped[..., number :: len(planes)]
+        total = total + scales * (part @ codes.transpose(0, 1, 3, 4, 2))
+    return total.sum(axis=2)
 
 
 def _pad(x: mx.array, width: int) -> mx.array:
