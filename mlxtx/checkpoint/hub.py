@@ -59,17 +59,13 @@ def resolve(
     if repo.startswith((".", "/", "~")) or not _REPO_ID.fullmatch(repo):
         raise MlxtxError(f"there is no folder {path}; give a folder or a Hub id such as owner/name")
     with _explained(repo, revision):
-        return Path(_download(repo, revision, on_event))
-
-
-def list_files(repo: str, revision: str | None = None) -> list[str]:
-    """Names of a Hub repository's files, or nothing when the Hub cannot be asked."""
-    from huggingface_hub import HfApi
-
-    try:
-        return list(HfApi().list_repo_files(repo, revision=revision))
-    except Exception:  # only used to improve a message
-        return []
+        folder = Path(_download(repo, revision, on_event))
+    if not any(folder.glob("*.safetensors")):
+        raise MlxtxError(
+            f"{repo} has no safetensors weights at its top (pickled ones are never read, as they "
+            "can run code); look for a safetensors version of the model"
+        )
+    return folder
 
 
 def _download(repo: str, revision: str | None, on_event: OnEvent | None) -> str:

@@ -1,0 +1,123 @@
+"""Downloads against a server that speaks the Hub's API, in a process that knows no other Hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mlxtx.checkpoint.hub import resolve
+from mlxtx.errors import MlxtxError
+from tests.checkpoint.builders import write_llama
+from tests.checkpoint.hub_server import Hub
+
+SCRIPT = """
+import json, sys
+from mlxtx.checkpoint.hub import resolve
+from mlxtx.errors import MlxtxError
+for arguments in json.loads(sys.argv[1]):
+    events = []
+    try:
+        folder = resolve(*arguments, on_event=events.append)
+        found = {"files": sorted(p.name for p in folder.iterdir()), "folder": str(folder)}
+        found["progress"] = [(e.stage, e.done, e.total, e.unit) for e in events][-1:]
+    except MlxtxError as error:
+        found = {"error": str(error)}
+    print("RESULT", json.dumps(found))
+"""
+
+
+def ask(home, endpoint, *calls, **environment):
+    """``resolve`` of each call in a fresh process that has only ``home`` and ``endpoint``."""
+    variables = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
+    variables |= {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1"}
+    variables |= {"HF_HUB_DISABLE_TELEMETRY": "1", **environment}
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps(calls)],
+        capture_output=True,
+        text=True,
+        env=variables,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    lines = run.stdout.splitlines()
+    assert all(line.startswith("RESULT ") for line in lines), "the library printed something"
+    return [json.loads(line.removeprefix("RESULT ")) for line in lines], run.stderr
+
+
+@pytest.fixture
+def files(tmp_path):
+    write_llama(tmp_path / "source", dtype="BF16")
+    names = ("config.json", "model.safetensors")
+    files = {name: (tmp_path / "source" / name).read_bytes() for name in names}
+    return files | {
+        "tokenizer.json": b"{}",
+        "chat_template.jinja": b"x",
+        "modeling.py": b"raise SystemExit(3)",
+        "pytorch_model.bin": b"pickle",
+        "original/model.safetensors": b"once more",
+        "consolidated.safetensors": b"once more",
+    }
+
+
+def test_download_resume_revision_and_offline_use(tmp_path, files):
+    # Large enough to be cut behind the first of the 10 MB pieces that huggingface-hub takes.
+    files |= {"model.safetensors": bytes(range(256)) * 100_000}
+    older = files | {"config.json": b"{}"}
+    hub = Hub({"owner/tiny": {"main": files, "v1": older}}, cut={"model.safetensors"})
+    home = tmp_path / "home"
+    with hub.serving():
+        (new, old, gone), noise = ask(
+            home, hub.url, ["owner/tiny"], ["owner/tiny", "v1"], ["owner/tiny", "v2"]
+        )
+    wanted = ["chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json"]
+    assert new["files"] == old["files"] == wanted
+    total = sum(len(files[name]) for name in wanted)
+    assert new["progress"] == [["download", total, total, "bytes"]]
+    assert "%" not in noise, "no bar of its own"
+    # The connection was cut in the middle, and the rest was asked for from there.
+    assert hub.ranges == [f"bytes={10 << 20}-"]
+    with open(f"{new['folder']}/model.safetensors", "rb") as file:
+        assert file.read() == files["model.safetensors"]
+    with open(f"{old['folder']}/config.json", "rb") as file:
+        assert file.read() == b"{}"
+    assert gone["error"] == "owner/tiny has no revision v2; see its page for branches"
+    # The server is gone: what is there is used, what is not is one clear line.
+    (again, other), _ = ask(home, hub.url, ["owner/tiny"], ["owner/other"])
+    assert again["folder"] == new["folder"]
+    assert (
+        "cannot be reached and owner/other is not completely in the local cache" in other["error"]
+    )
+    (offline, none), _ = ask(
+        home, "http://127.0.0.1:9", ["owner/tiny", "v1"], ["owner/other"], HF_HUB_OFFLINE="1"
+    )
+    assert offline["folder"] == old["folder"]
+    assert "HF_HUB_OFFLINE" in none["error"]
+
+
+def test_repositories_that_cannot_be_read(tmp_path, files):
+    pickled = {name: files[name] for name in ("config.json", "pytorch_model.bin")}
+    hub = Hub(
+        {"owner/gated": {"main": files}, "owner/old": {"main": pickled}}, gated={"owner/gated"}
+    )
+    with hub.serving():
+        (gated, unknown, old), _ = ask(
+            tmp_path, hub.url, ["owner/gated"], ["owner/unknown"], ["owner/old"]
+        )
+    assert "owner/old has no safetensors weights" in old["error"]
+    assert "owner/gated is gated: accept its terms" in gated["error"]
+    assert "hf auth login" in gated["error"]
+    assert "the Hub has no owner/unknown that you can read" in unknown["error"]
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/x", "a/b/c", "owner/name with space"])
+def test_what_can_only_be_a_path_asks_no_hub(name):
+    with pytest.raises(MlxtxError, match="there is no folder"):
+        resolve(name)
+
+
+def test_a_folder_is_itself(tmp_path):
+    assert resolve(tmp_path) == tmp_path
