@@ -8,6 +8,7 @@ from typing import Any
 _PUBLIC = {
     "Adapters": "mlxtx.tuning.adapters",
     "load_adapter": "mlxtx.tuning.adapters",
+    "preview": "mlxtx.tuning.finetune",
     "train_from_scratch": "mlxtx.tuning.scratch",
     "tune": "mlxtx.tuning.finetune",
 }

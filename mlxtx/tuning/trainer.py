@@ -23,7 +23,7 @@ from mlxtx.tuning.objective import (
     evaluate_batch,
     loss_and_gradients,
 )
-from mlxtx.tuning.optimizer import Optimizer, Schedule
+from mlxtx.tuning.optimizer import OPTIMIZERS, Optimizer, Schedule
 from mlxtx.tuning.packing import Batch, make_batch
 from mlxtx.tuning.samples import Order, Sample, fingerprint
 from mlxtx.tuning.state import RunState, StateFolder
@@ -68,6 +68,9 @@ class Training:
         for name in ("iters", "batch_size", "accumulate", "report_every", "bad_steps"):
             if getattr(self, name) < 1:
                 raise MlxtxError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.optimizer not in OPTIMIZERS:
+            raise MlxtxError(f"unknown optimizer {self.optimizer!r}: use {', '.join(OPTIMIZERS)}")
+        self.learning_schedule()
 
     def objective(self) -> NextToken:
         return NextToken(self.ahead_weight, self.balance_weight, self.checkpoint)

@@ -1,0 +1,125 @@
+"""How much memory a training step will need, before it is tried."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from mlxtx.decoder.config import BlockConfig, ExpertsConfig
+from mlxtx.errors import MlxtxError
+from mlxtx.tuning.head_loss import chunk_rows
+from mlxtx.tuning.packing import bucket
+from mlxtx.tuning.trees import named
+
+# Arrays of optimizer state for each trained weight.
+_SLOTS = {"adamw": 2, "adam": 2, "lion": 1, "muon": 1, "sgd": 0, "adafactor": 0.1}
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of each part at the fullest moment of a step, and what the machine has (0: unknown)."""
+
+    weights: int
+    trained: int  # gradients, optimizer state and their new values
+    activations: int
+    logits: int
+    available: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.trained + self.activations + self.logits
+
+    @property
+    def fits(self) -> bool:
+        return not self.available or self.total <= self.available
+
+
+def plan_memory(
+    model: Any,
+    lengths: list[int],
+    *,
+    optimizer: str = "adamw",
+    checkpoint: bool = False,
+    batch_size: int = 4,
+) -> MemoryPlan:
+    """The plan for a batch of the longest samples (``lengths`` in tokens)."""
+    config = model.config
+    worst = [bucket(n) for n in sorted(lengths, reverse=True)[:batch_size]]
+    everything = sum(a.nbytes for a in named(model.parameters()).values())
+    trained = named(model.trainable_parameters())
+    trained_bytes = sum(a.nbytes for a in trained.values())
+    size = 4 if _dtype(model) == mx.float32 else 2
+    blocks = [_block_bytes(block, config.width, worst, size) for block in config.blocks]
+    stream = sum(worst) * config.width * size
+    if checkpoint:
+        activations = max(blocks) + stream * (len(blocks) + 4)
+    else:
+        activations = sum(blocks) + 4 * stream
+    rows = min(sum(worst), chunk_rows(config.vocabulary))
+    logits = 4 * rows * config.vocabulary * 4
+    head = max(
+        (a.nbytes for n, a in trained.items() if "embed_tokens" in n or "head" in n), default=0
+    )
+    logits += 2 * head
+    return MemoryPlan(
+        weights=everything,
+        trained=int(trained_bytes * (2 + 2 * _SLOTS[optimizer])),
+        activations=activations,
+        logits=logits,
+        available=available_memory(),
+    )
+
+
+def _dtype(model: Any) -> mx.Dtype:
+    """The type activations have: that of the last norm, which is never packed."""
+    arrays = named(model.parameters())
+    return arrays.get("model.norm.weight", next(iter(arrays.values()))).dtype
+
+
+def _block_bytes(block: BlockConfig, width: int, lengths: list[int], size: int) -> int:
+    """What one block keeps for its backward pass: inputs and outputs of its maps, and the
+    attention weights, which are kept whole (in float32 where they are soft-capped)."""
+    attention, feed_forward = block.attention, block.feed_forward
+    heads = attention.heads
+    head_dim = getattr(attention, "head_dim", 0) or (
+        getattr(attention, "nope_dim", 0) + getattr(attention, "rope_dim", 0)
+    )
+    tokens = sum(lengths)
+    channels = 6 * width + 8 * heads * head_dim
+    if isinstance(feed_forward, ExpertsConfig):
+        inner = feed_forward.expert.width * feed_forward.per_token
+        channels += 2 * width * feed_forward.per_token
+        inner += feed_forward.shared.width if feed_forward.shared else 0
+    else:
+        inner = feed_forward.width
+    channels += 5 * inner
+    scores = 2 * heads * sum(n * n for n in lengths)
+    return (tokens * channels + scores) * size
+
+
+def available_memory() -> int:
+    """Bytes a training run may use: the GPU's recommended working set, or the machine's memory."""
+    if mx.metal.is_available():
+        info = mx.device_info()
+        return int(info.get("max_recommended_working_set_size", 0))
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return 0
+
+
+def check_memory(plan: MemoryPlan) -> None:
+    """Raises MlxtxError with what to change when the plan does not fit."""
+    if plan.fits:
+        return
+    parts = ", ".join(
+        f"{name} {getattr(plan, name) / 1e9:.1f}"
+        for name in ("weights", "trained", "activations", "logits")
+    )
+    raise MlxtxError(
+        f"a step would need about {plan.total / 1e9:.1f} GB ({parts}) of {plan.available / 1e9:.1f} GB: "
+        "use a smaller batch_size with accumulate, a smaller max_length, checkpoint, or a packed base"
+    )

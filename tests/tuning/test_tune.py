@@ -1,0 +1,146 @@
+"""``mlxtx.tune`` and the commands from files to adapters and back."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlxtx.scripts import lora
+
+import mlxtx
+from mlxtx.errors import MlxtxError
+from mlxtx.events import Progress
+from mlxtx.tiny_model import write_tiny_model
+from mlxtx.tuning import preview
+
+RECORDS = [
+    {"prompt": f"what is {n} plus {n}", "completion": f"The lamp says {2 * n}."} for n in range(12)
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("tune")
+    write_tiny_model(made / "model")
+    lines = [json.dumps(r) for r in RECORDS]
+    (made / "train.jsonl").write_text("\n".join([*lines, "{broken"]) + "\n")
+    (made / "valid.jsonl").write_text("\n".join(lines[:3]) + "\n")
+    return made
+
+
+def tokens(model, text="what is 3 plus 3"):
+    return mx.array([model.tokenizer.encode(text)])
+
+
+@pytest.mark.parametrize("method", ["lora", "rslora", "dora", "full"])
+def test_tune_learns_and_what_it_writes_loads(folder, tmp_path, method):
+    seen = []
+    model = mlxtx.load(folder / "model")
+    before = np.array(model.model(tokens(model)))
+    rate = 1e-3 if method == "full" else 1e-2
+    result = mlxtx.tune(
+        model,
+        folder,
+        tmp_path,
+        method=method,
+        iters=10,
+        learning_rate=rate,
+        report_every=5,
+        validate_every=5,
+        on_event=seen.append,
+    )
+    assert result.step == 10 and result.best < 8
+    stages = [(e.stage, e.done, e.total) for e in seen if isinstance(e, Progress) and e.total == 10]
+    assert stages == [
+        ("train", 5, 10),
+        ("validate", 5, 10),
+        ("train", 10, 10),
+        ("validate", 10, 10),
+    ]
+    details = [e.details for e in seen if e.stage == "train"]
+    assert details[1]["loss"] < details[0]["loss"]
+    assert {"loss", "learning_rate", "tokens_per_second", "peak_memory_bytes"} <= set(details[0])
+    after = np.array(model.model(tokens(model)))
+    assert np.abs(after - before).max() > 0.1
+    if method == "full":
+        again = mlxtx.load(tmp_path)
+    else:
+        again = mlxtx.load(folder / "model", adapter=tmp_path)
+    np.testing.assert_allclose(np.array(again.model(tokens(again))), after, atol=1e-5)
+    assert again.generate("what is 3 plus 3", max_tokens=3).text is not None
+
+
+def test_resume_through_the_command(folder, tmp_path, capsys):
+    arguments = ["--model", str(folder / "model"), "--data", str(folder), "--iters", "8"]
+    arguments += ["--report-every", "2", "--learning-rate", "1e-2", "--dropout", "0.2"]
+    assert lora.main([*arguments, "--out", str(tmp_path / "whole")]) == 0
+    whole = capsys.readouterr()
+    assert "left out train.jsonl:13: not valid JSON" in whole.err
+    events = 0
+
+    def stop(event):
+        nonlocal events
+        events += getattr(event, "stage", "") == "train"
+        if events == 2:
+            raise KeyboardInterrupt
+
+    options = {"iters": 8, "report_every": 2, "learning_rate": 1e-2, "dropout": 0.2}
+    with pytest.raises(KeyboardInterrupt):
+        mlxtx.tune(folder / "model", folder, tmp_path / "cut", on_event=stop, **options)
+    with pytest.raises(MlxtxError, match="holds a run already: resume it"):
+        mlxtx.tune(folder / "model", folder, tmp_path / "cut", **options)
+    assert lora.main([*arguments, "--out", str(tmp_path / "cut"), "--resume"]) == 0
+
+    def losses(text):
+        return re.findall(r"step +(\d) of 8 +loss ([\d.]+)", text)
+
+    rest = losses(capsys.readouterr().out)
+    assert rest and rest == losses(whole.out)[-len(rest) :]
+    files = [tmp_path / run / "adapters.safetensors" for run in ("whole", "cut")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_preview_shows_masks_plan_and_bad_lines(folder, capsys):
+    found = preview(folder / "model", folder, samples=1)
+    assert found["samples"] == [
+        [
+            ("<|user|>what is 0 plus 0<|end|><|assistant|>", False),
+            ("The lamp says 0.<|end|>", True),
+        ]
+    ]
+    assert found["count"] == 12 and found["validation_count"] == 3
+    assert found["bad_lines"][0].startswith("train.jsonl:13: not valid JSON")
+    assert found["fits"] and found["seconds_per_step"] > 0
+    assert found["memory"]["total"] > found["memory"]["weights"] > 0
+    lora.main(["--model", str(folder / "model"), "--data", str(folder), "--dry-run"])
+    out = capsys.readouterr().out
+    assert "<|assistant|>⟦The lamp says 0.<|end|>⟧" in out and "memory: about" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"targets": "wq"}, "no layer is called 'wq'; there are: down_proj"),
+        ({"method": "magic"}, "unknown method 'magic': use lora"),
+        ({"optimizer": "best"}, "unknown optimizer 'best'"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"rank": 0}, "rank must be at least 1"),
+        ({"itres": 3}, "tune has no option itres"),
+        ({"loss_on": "none"}, "unknown loss_on 'none'"),
+        ({"max_length": 3}, "no record can be used"),
+    ],
+)
+def test_wrong_options_say_what_is_wrong(folder, tmp_path, options, message):
+    with pytest.raises(MlxtxError, match=message):
+        mlxtx.tune(folder / "model", folder, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_that_does_not_fit_stops_before_the_first_step(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("mlxtx.tuning.memory.available_memory", lambda: 100_000)
+    with pytest.raises(MlxtxError, match=r"a step would need about .* use a smaller batch_size"):
+        mlxtx.tune(folder / "model", folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
