@@ -1,0 +1,5 @@
+"""``python -m mlxtx`` is ``mlxtx``."""
+
+from mlxtx.cli import main
+
+raise SystemExit(main())

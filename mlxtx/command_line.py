@@ -1,0 +1,177 @@
+"""What the commands share: their options for models and sampling, progress on a terminal, Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO
+
+from mlxtx.events import Event, Loaded, Prefill, Progress, Stats
+
+if TYPE_CHECKING:
+    from mlxtx.language_model import LanguageModel
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", "-m", metavar="PATH_OR_ID", help="a folder or a Hub id")
+    group.add_argument("--adapter", metavar="FOLDER", help="a LoRA adapter to put on it")
+    group.add_argument("--revision", help="branch, tag or commit of a Hub repository")
+    group.add_argument("--dtype", choices=["float32", "float16", "bfloat16"])
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """Each option's destination is the name of a field of ``Options``; unset ones are left out."""
+    group = parser.add_argument_group("sampling")
+    number: dict[str, Any] = {"metavar": "X"}
+    text: dict[str, Any] = {"metavar": "TEXT"}
+    for name, kind, settings, about in (
+        ("max-tokens", int, {"metavar": "N"}, "at most this many new tokens (512)"),
+        ("temperature", float, number, "0 takes the likeliest token (0)"),
+        ("top-k", int, {"metavar": "N"}, "only the N likeliest tokens (0: all)"),
+        ("top-p", float, number, "only the fewest tokens that reach X together (1: all)"),
+        ("min-p", float, number, "only tokens X times as likely as the likeliest (0: all)"),
+        ("repetition-penalty", float, number, "above 1: repeat less (1)"),
+        ("presence-penalty", float, number, "above 0: new tokens are preferred (0)"),
+        ("frequency-penalty", float, number, "the same, counting (0)"),
+        ("seed", int, {"metavar": "N"}, "the same seed gives the same answer"),
+        ("stop", str, {**text, "action": "append"}, "end before this text; may be repeated"),
+        ("kv", str, {"metavar": "NAME"}, "how the cache keeps keys and values, such as k8v4g64"),
+        ("prefill-chunk", int, {"metavar": "N"}, "prompt tokens in one forward pass"),
+    ):
+        group.add_argument(
+            f"--{name}", type=kind, default=argparse.SUPPRESS, help=about, **settings
+        )
+    group.add_argument(
+        "--logit-bias",
+        metavar="TOKEN=X",
+        action="append",
+        type=_bias,
+        default=argparse.SUPPRESS,
+        help="add X to a token id's logit; may be repeated",
+    )
+
+
+def _bias(text: str) -> tuple[int, float]:
+    token, _, value = text.partition("=")
+    return int(token), float(value)
+
+
+def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options that were given, by the names of ``mlxtx.generation.generate.Options``."""
+    from mlxtx.generation.generate import Options
+
+    options = {name: value for name, value in vars(args).items() if name in _names(Options)}
+    if "logit_bias" in options:
+        options["logit_bias"] = dict(options["logit_bias"])
+    return options
+
+
+def _names(options: Any) -> set[str]:
+    return set(options.__dataclass_fields__)
+
+
+def load_for(args: argparse.Namespace) -> LanguageModel:
+    """The model the options name, or the default one; says so, and shows progress, on stderr."""
+    from mlxtx.language_model import load
+
+    source = args.model
+    if source is None:
+        from mlxtx.default_model import default_model
+
+        source, notice = default_model()
+        print(f"mlxtx: {notice}", file=sys.stderr)
+    with ProgressLine() as progress:
+        return load(
+            source,
+            adapter=args.adapter,
+            revision=args.revision,
+            dtype=args.dtype,
+            on_event=progress.show,
+        )
+
+
+class ProgressLine:
+    """One line on a terminal that is overwritten; nothing where stderr is a file or pipe."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stderr
+        self.on = self.stream.isatty()
+        self.width = 0
+
+    def __enter__(self) -> ProgressLine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
+
+    def show(self, event: Event) -> None:
+        match event:
+            case Progress(stage=stage, done=done, total=total, unit="bytes") if total:
+                self._write(f"{stage} {done / 1e6:,.0f} of {total / 1e6:,.0f} MB{_left(event)}")
+            case Progress(stage=stage, done=done, total=total, unit=unit) if total:
+                self._write(f"{stage} {done:,.0f} of {total:,.0f} {unit}{_left(event)}")
+            case Prefill(done=done, total=total) if done < total:
+                self._write(f"reading the prompt: {done:,} of {total:,} tokens")
+            case Prefill() | Loaded():
+                self.clear()
+
+    def clear(self) -> None:
+        if self.width:
+            self._write("")
+            self.stream.write("\r")
+            self.stream.flush()
+
+    def _write(self, text: str) -> None:
+        if self.on:
+            self.stream.write("\r" + text.ljust(self.width))
+            self.stream.flush()
+            self.width = len(text)
+
+
+def _left(event: Progress) -> str:
+    seconds = event.seconds_left
+    return "" if seconds is None or seconds < 1 else f", {seconds:,.0f} s left"
+
+
+def stats_line(stats: Stats, reason: str) -> str:
+    """One line of figures for people."""
+    reused = f" ({stats.reused_tokens} from the cache)" if stats.reused_tokens else ""
+    return (
+        f"{stats.prompt_tokens} prompt tokens{reused} at"
+        f" {stats.prefill_tokens_per_second:,.1f}/s,"
+        f" {stats.generated_tokens} new at {stats.decode_tokens_per_second:,.1f}/s,"
+        f" first after {stats.time_to_first_token:.2f} s,"
+        f" cache {stats.cache_bytes / 1e6:,.1f} MB, peak {stats.peak_memory_bytes / 1e6:,.1f} MB,"
+        f" ended by: {reason.replace('_', ' ')}"
+    )
+
+
+class StopFlag:
+    """Set by the first Ctrl-C of a block, so that an answer ends and what arrived is kept."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+
+    def __call__(self) -> bool:
+        return self.stopped
+
+
+@contextmanager
+def stop_on_interrupt() -> Iterator[StopFlag]:
+    """Within the block the first Ctrl-C sets the flag; the second one interrupts as usual."""
+    flag = StopFlag()
+
+    def handle(signum: int, frame: object) -> None:
+        if flag.stopped:
+            raise KeyboardInterrupt
+        flag.stopped = True
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGINT, before)
