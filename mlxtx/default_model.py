@@ -5,9 +5,8 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from mlxtx.checkpoint.bundled import FOLDER as BUNDLED
 from mlxtx.errors import MlxtxError
-
-BUNDLED = Path(__file__).parent / "bundled"
 
 
 def default_model() -> tuple[Path, str]:
