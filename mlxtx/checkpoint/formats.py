@@ -25,26 +25,29 @@ class Packing:
     """A weight stored in several tensors.
 
     name: what it is called unpacked; parts: the tensors that hold it, the packed numbers first;
-    shape: [..., O, I] unpacked; unpack: reads and unpacks it (lazy).
+    plain: the tensor it is unpacked.
     """
 
-    quantization: Quantization
     name: str
     parts: tuple[str, ...]
-    shape: tuple[int, ...]
-    dtype: mx.Dtype
-    unpack: Callable[[], mx.array]
+    plain: Tensor
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """shape and dtype as ``read`` gives them; nbytes on disk; packing where it is packed."""
+    """shape and dtype as ``read`` gives them (lazy); nbytes on disk; packing where it is packed.
+
+    rows: reads some rows, counted over all axes but the last, as [rows, I]; a piece has to begin
+    at a multiple of ``row_step``. None where that can't be done.
+    """
 
     shape: tuple[int, ...]
     dtype: mx.Dtype
     nbytes: int
     read: Callable[[], mx.array]
     packing: Packing | None = None
+    rows: Callable[[int, int], mx.array] | None = None
+    row_step: int = 1
 
 
 Tensors = dict[str, Tensor]
@@ -57,7 +60,10 @@ def read_tensors(checkpoint: Checkpoint) -> Tensors:
         dtype = getattr(mx, MLX_DTYPES.get(info.dtype, "float32"))
         if info.dtype == "F8_E5M2":
             dtype = mx.float16
-        tensors[name] = Tensor(info.shape, dtype, info.nbytes, partial(checkpoint.read, name))
+        rows = partial(checkpoint.read_rows, name) if len(info.shape) > 1 else None
+        tensors[name] = Tensor(
+            info.shape, dtype, info.nbytes, partial(checkpoint.read, name), rows=rows
+        )
     config = checkpoint.config
     if config.get("quantization"):
         return _mlx(checkpoint, tensors)
@@ -80,24 +86,12 @@ def read_tensors(checkpoint: Checkpoint) -> Tensors:
 
 def unpacked(tensors: Tensors, names: Iterable[str]) -> Tensors:
     """The same tensors with those of ``names`` unpacked, under the name they have then."""
-    gone: set[str] = set()
-    plain: Tensors = {}
-    for name in names:
-        packing = tensors[name].packing
-        assert packing is not None
-        gone.update(packing.parts)
-        plain[name] = Tensor(
-            packing.shape,
-            packing.dtype,
-            sum(tensors[part].nbytes for part in packing.parts),
-            packing.unpack,
-        )
+    packings = {name: packing for name in names if (packing := tensors[name].packing)}
+    gone = {part for packing in packings.values() for part in packing.parts}
     result: Tensors = {}
     for name, tensor in tensors.items():
-        if name in plain:
-            packing = tensor.packing
-            assert packing is not None
-            result[packing.name] = plain[name]
+        if name in packings:
+            result[packings[name].name] = packings[name].plain
         elif name not in gone:
             result[name] = tensor
     return result
@@ -125,17 +119,25 @@ def _mlx(checkpoint: Checkpoint, tensors: Tensors, settings: Any = None) -> Tens
                 f"{path}: packed {list(weight.shape)} with scales {list(scales.shape)} does not "
                 "fit the quantization that config.json gives"
             )
-        dtype = scales.dtype if quantization.mode == "affine" else mx.bfloat16
-        packing = Packing(
-            quantization,
-            path + ".weight",
-            parts,
+        stored = [tensors[part] for part in parts]
+        unpack = partial(_unpack, quantization)
+        plain = Tensor(
             (*weight.shape[:-1], quantization.columns(weight.shape[-1])),
-            dtype,
-            partial(_unpack, quantization, tuple(tensors[part].read for part in parts), dtype),
+            scales.dtype if quantization.mode == "affine" else mx.bfloat16,
+            sum(tensor.nbytes for tensor in stored),
+            partial(_together, unpack, [tensor.read for tensor in stored]),
+            rows=partial(_together, unpack, [tensor.rows for tensor in stored if tensor.rows]),
         )
+        packing = Packing(path + ".weight", parts, plain)
         result[path + ".weight"] = replace(weight, packing=packing)
     return result
+
+
+def _together(
+    unpack: Callable[..., mx.array], reads: list[Callable[..., mx.array]], *rows: int
+) -> mx.array:
+    """Read all parts (or the same rows of all parts) and unpack them."""
+    return unpack(*[read(*rows) for read in reads])
 
 
 def _only_match(
@@ -159,10 +161,10 @@ def _only_match(
 
 
 def _unpack(
-    quantization: Quantization, reads: tuple[Callable[[], mx.array], ...], dtype: mx.Dtype
+    quantization: Quantization, weight: mx.array, scales: mx.array, biases: mx.array | None = None
 ) -> mx.array:
-    weight, scales, *biases = [read() for read in reads]
-    return quantization.unpack(weight, scales, biases[0] if biases else None, dtype)
+    dtype = scales.dtype if quantization.mode == "affine" else mx.bfloat16
+    return quantization.unpack(weight, scales, biases, dtype)
 
 
 def _fp8(checkpoint: Checkpoint, tensors: Tensors, settings: Mapping[str, Any]) -> Tensors:
@@ -181,11 +183,18 @@ def _fp8(checkpoint: Checkpoint, tensors: Tensors, settings: Mapping[str, Any]) 
         if scale is None and settings:
             raise MlxtxError(f"{name} holds 8-bit floats and {name}_scale_inv is not there")
         scales = tensors[scale] if scale else None
-        block = _block(tensors[name].shape, scales, settings, name)
-        exponents = scale is not None and checkpoint.tensors[scale].dtype == "F8_E8M0"
-        read = partial(_unpack_fp8, tensors[name].read, scales, block, exponents, dtype)
-        nbytes = tensors[name].nbytes + (scales.nbytes if scales else 0)
-        result[name] = Tensor(tensors[name].shape, dtype, nbytes, read)
+        stored = tensors[name]
+        block = _block(stored.shape, scales, settings, name)
+        powers = scale is not None and checkpoint.tensors[scale].dtype == "F8_E8M0"
+        flat = len(stored.shape) == 2 and (scales is None or len(scales.shape) == 2)
+        result[name] = Tensor(
+            stored.shape,
+            dtype,
+            stored.nbytes + (scales.nbytes if scales else 0),
+            partial(_unpack_fp8, stored, scales, block, powers, dtype),
+            rows=partial(_unpack_fp8, stored, scales, block, powers, dtype) if flat else None,
+            row_step=block[0],
+        )
         for other in (scale, *(name.removesuffix("weight") + end for end in _FP8_ACTIVATIONS)):
             if other:
                 result.pop(other, None)
@@ -213,22 +222,29 @@ def _block(
 
 
 def _unpack_fp8(
-    read: Callable[[], mx.array],
+    stored: Tensor,
     scales: Tensor | None,
     block: tuple[int, int],
-    exponents: bool,
+    powers: bool,
     dtype: mx.Dtype,
+    *rows: int,
 ) -> mx.array:
-    numbers = mx.from_fp8(read(), mx.float32)
+    """All of a weight or, with ``rows`` (start, stop), some rows that begin with a block."""
+    high, wide = block
+    assert not rows or rows[0] % high == 0
+    data = stored.rows(*rows) if rows and stored.rows else stored.read()
+    numbers = mx.from_fp8(data, mx.float32)
     if scales is None:
         return numbers.astype(dtype)
-    scale = scales.read()
-    scale = _powers_of_two(scale) if exponents else scale.astype(mx.float32)
+    if rows and scales.rows and scales.shape != (1, 1):
+        scale = scales.rows(rows[0] // high, -(-rows[1] // high))
+    else:
+        scale = scales.read()
+    scale = _powers_of_two(scale) if powers else scale.astype(mx.float32)
     if scale.size > 1:
-        rows, columns = block
         *lead, height, width = numbers.shape
-        scale = scale.reshape(*lead, -(-height // rows), -(-width // columns))
-        scale = mx.repeat(mx.repeat(scale, rows, axis=-2), columns, axis=-1)
+        scale = scale.reshape(*lead, -(-height // high), -(-width // wide))
+        scale = mx.repeat(mx.repeat(scale, high, axis=-2), wide, axis=-1)
         scale = scale[..., :height, :width]
     return (numbers * scale).astype(dtype)
 
@@ -244,11 +260,10 @@ def _powers_of_two(exponents: mx.array) -> mx.array:
 def _mxfp4(checkpoint: Checkpoint, tensors: Tensors, settings: Any = None) -> Tensors:
     """gpt-oss: X_blocks [..., O, G, 16] bytes of two 4-bit floats each, X_scales [..., O, G].
 
-    The bytes are in MLX's order, so X_blocks appears as MLX's packed uint32 [..., O, 4 G].
-    Unpacked it is X [..., I, O], the way such fused experts are stored.
+    The bytes are in MLX's order, so four of them are one of MLX's packed words. Unpacked it is X
+    [..., I, O], the way such fused experts are stored.
     """
     result = dict(tensors)
-    mode = Quantization.of("mxfp4")
     for name, scales in tensors.items():
         path = name.removesuffix("_scales")
         blocks = tensors.get(path + "_blocks")
@@ -258,27 +273,23 @@ def _mxfp4(checkpoint: Checkpoint, tensors: Tensors, settings: Any = None) -> Te
             raise MlxtxError(
                 f"{path}: blocks {list(blocks.shape)} do not fit scales {list(scales.shape)}"
             )
-        packed = (*scales.shape[:-1], scales.shape[-1] * 4)
-        read = partial(_words, blocks.read, packed)
-        rows, columns = scales.shape[-2], scales.shape[-1] * 32
-        packing = Packing(
-            mode,
-            path,
-            (path + "_blocks", name),
-            (*scales.shape[:-2], columns, rows),
+        *lead, rows, groups = scales.shape
+        parts = [blocks.read, scales.read]
+        plain = Tensor(
+            (*lead, groups * 32, rows),
             mx.bfloat16,
-            partial(_transposed, partial(_unpack, mode, (read, scales.read), mx.bfloat16)),
+            blocks.nbytes + scales.nbytes,
+            partial(_together, _unpack_blocks, parts),
         )
-        result[path + "_blocks"] = Tensor(packed, mx.uint32, blocks.nbytes, read, packing)
+        result[path + "_blocks"] = replace(
+            blocks, packing=Packing(path, (path + "_blocks", name), plain)
+        )
     return result
 
 
-def _words(read: Callable[[], mx.array], shape: tuple[int, ...]) -> mx.array:
-    return read().view(mx.uint32).reshape(shape)
-
-
-def _transposed(read: Callable[[], mx.array]) -> mx.array:
-    return read().swapaxes(-1, -2)
+def _unpack_blocks(blocks: mx.array, scales: mx.array) -> mx.array:
+    words = blocks.view(mx.uint32).flatten(-2)
+    return _unpack(Quantization.of("mxfp4"), words, scales).swapaxes(-1, -2)
 
 
 _FORMATS: dict[str, Callable[[Checkpoint, Tensors, Any], Tensors]] = {

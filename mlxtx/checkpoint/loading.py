@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,16 +12,14 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxtx.checkpoint.cpu_layers import adapt_to_cpu
-from mlxtx.checkpoint.formats import FLOAT_DTYPES, Tensors, read_tensors
+from mlxtx.checkpoint.formats import FLOAT_DTYPES
 from mlxtx.checkpoint.hub import resolve
 from mlxtx.checkpoint.quantization import Quantization
 from mlxtx.checkpoint.source import Checkpoint
-from mlxtx.checkpoint.weights import WeightPlan, plan_weights
+from mlxtx.checkpoint.weights import WeightPlan, describe, parameter_shapes
 from mlxtx.decoder.model import DecoderModel
 from mlxtx.errors import MlxtxError
 from mlxtx.events import Event, Progress
-from mlxtx.families import family_for
-from mlxtx.families.names import split_suffix
 
 # On a CPU a quantized model whose unpacked weights fill no more than this is faster unpacked.
 SMALL_MODEL_BYTES = 64 << 20
@@ -56,15 +55,11 @@ def build_model(
     on_event: Callable[[Event], None] | None = None,
 ) -> DecoderModel:
     """``load_model`` for an open checkpoint."""
-    family = family_for(checkpoint.config)
-    config = family.decoder_config(checkpoint.config)
-    names = family.names(checkpoint.config)
-    tensors = read_tensors(checkpoint)
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
-    packed = any(tensor.packing for tensor in tensors.values())
-    unpack = on_cpu and packed and _unpacked_bytes(tensors) <= SMALL_MODEL_BYTES
-    model = DecoderModel(config)
-    plan = plan_weights(model, names, tensors, unpack=unpack)
+    model, plan = describe(checkpoint)
+    packed = bool(plan.quantizations)
+    if on_cpu and packed and _float32_bytes(model) <= SMALL_MODEL_BYTES:
+        model, plan = describe(checkpoint, unpack=True)
     quantize_modules(model, plan.quantizations)
     wanted = _dtype(dtype)
     if wanted is None and on_cpu and packed:
@@ -126,14 +121,5 @@ def _dtype(dtype: str | mx.Dtype | None) -> mx.Dtype | None:
     return FLOAT_DTYPES[dtype]
 
 
-def _unpacked_bytes(tensors: Tensors) -> int:
-    """Bytes of all weights in float32."""
-    total = 0
-    for name, tensor in tensors.items():
-        shape = tensor.packing.shape if tensor.packing else tensor.shape
-        if split_suffix(name)[1] not in (".scales", ".biases"):
-            size = 4
-            for length in shape:
-                size *= length
-            total += size
-    return total
+def _float32_bytes(model: nn.Module) -> int:
+    return sum(4 * math.prod(shape) for shape in parameter_shapes(model).values())

@@ -224,10 +224,26 @@ class Reader:
             self._lazy = loaded
         return self._lazy.pop(name)  # keeps no reference, so a used tensor's memory is free
 
+    def read_rows(self, name: str, start: int, stop: int) -> mx.array:
+        """Some rows of a tensor [..., O, I], counted over all axes but the last: [stop - start, I].
+        Only their bytes are read, at once."""
+        info = self.tensors[name]
+        rows = math.prod(info.shape[:-1])
+        width = info.nbytes // rows
+        piece = TensorInfo(
+            info.dtype,
+            (stop - start, info.shape[-1]),
+            info.start + start * width,
+            info.start + stop * width,
+        )
+        return self._read_bytes(piece)
+
     def _read_bytes(self, info: TensorInfo) -> mx.array:
         import mlx.core as mx
         import numpy as np
 
+        if info.dtype not in (*MLX_DTYPES, "F64", "F8_E5M2"):
+            raise MlxtxError(f"{self.path} holds {info.dtype} tensors, which are not supported yet")
         with open(self.path, "rb") as file:
             file.seek(info.start)
             data = np.fromfile(file, np.uint8, info.nbytes)
@@ -238,12 +254,15 @@ class Reader:
         if info.dtype == "F8_E5M2":  # the upper byte of a half-precision number
             wide = data.astype(np.uint16) << 8
             return mx.array(wide.view(np.float16).reshape(info.shape))
-        if info.dtype not in MLX_DTYPES:
-            raise MlxtxError(f"{self.path} holds {info.dtype} tensors, which are not supported yet")
         target = getattr(mx, MLX_DTYPES[info.dtype])
         if 0 in info.shape:
             return mx.zeros(info.shape, target)
-        return mx.array(data).view(target).reshape(info.shape)
+        if info.dtype == "BOOL":
+            return mx.array(data.view(np.bool_).reshape(info.shape))
+        if info.dtype == "BF16":
+            return mx.array(data.view(np.uint16)).view(target).reshape(info.shape)
+        kind = MLX_DTYPES[info.dtype]
+        return mx.array(data.view(kind).reshape(info.shape))
 
 
 def encode_header(

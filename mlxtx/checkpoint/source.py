@@ -94,6 +94,10 @@ class Checkpoint:
         """One tensor, lazy: its numbers are read when it is evaluated."""
         return self._readers[self._file_of[name]].read(name)
 
+    def read_rows(self, name: str, start: int, stop: int) -> mx.array:
+        """Some rows of one tensor, see ``Reader.read_rows``."""
+        return self._readers[self._file_of[name]].read_rows(name, start, stop)
+
     def _check_index(self) -> None:
         if not (self.folder / INDEX).is_file():
             return

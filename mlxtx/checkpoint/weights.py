@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from mlxtx.checkpoint.formats import Tensors, unpacked
+from mlxtx.checkpoint.formats import Tensors, read_tensors, unpacked
 from mlxtx.checkpoint.quantization import Quantization, infer
+from mlxtx.checkpoint.source import Checkpoint
+from mlxtx.decoder.model import DecoderModel
 from mlxtx.errors import MlxtxError
+from mlxtx.families import family_for
 from mlxtx.families.names import Group, NameMap, split_suffix
 
 # How many names an error lists before it counts the rest.
@@ -48,13 +52,30 @@ class WeightPlan:
         return dict(zip(group.targets, arrays, strict=True))
 
 
-def plan_weights(
-    model: nn.Module, names: NameMap, tensors: Tensors, *, unpack: bool = False
-) -> WeightPlan:
+def describe(checkpoint: Checkpoint, *, unpack: bool = False) -> tuple[DecoderModel, WeightPlan]:
+    """A checkpoint's model with nothing in it yet, and how to fill it.
+
+    unpack: treat packed weights as the plain ones they stand for.
+    """
+    config = checkpoint.config
+    family = family_for(config)
+    model = DecoderModel(family.decoder_config(config, checkpoint.tensors))
+    tensors = read_tensors(checkpoint)
+    if unpack:
+        tensors = unpacked(tensors, [name for name in tensors if tensors[name].packing])
+        config = plain_config(config)
+    return model, plan_weights(model, family.names(config), tensors)
+
+
+def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """``config.json`` of the same model with nothing packed."""
+    return {k: v for k, v in config.items() if k not in ("quantization", "quantization_config")}
+
+
+def plan_weights(model: nn.Module, names: NameMap, tensors: Tensors) -> WeightPlan:
     """How ``tensors`` fill ``model``, a ``DecoderModel`` with nothing quantized.
 
-    Weights stay packed where the module and the family's rules allow it, unless ``unpack``.
-    Raises MlxtxError that names every tensor that is missing, unexpected or has another shape.
+    Weights stay packed where the module and the family's rules allow it. Raises MlxtxError that names every tensor that is missing, unexpected or has another shape.
     """
     modules = dict(model.named_modules())
     tied = "lm_head" not in modules
@@ -65,7 +86,7 @@ def plan_weights(
         name
         for group in plan.groups
         for name in group.sources
-        if tensors[name].packing and (unpack or not _stays_packed(group, modules))
+        if tensors[name].packing and not _stays_packed(group, modules)
     ]
     if loose:
         tensors = unpacked(tensors, loose)

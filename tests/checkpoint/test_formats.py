@@ -79,6 +79,10 @@ def test_fp8_blocks_equal_the_formats_definition(tmp_path, shape, block):
         read = weight.read()
         assert read.dtype == weight.dtype == getattr(mx, dtype)
         assert np.array_equal(np.array(read.astype(mx.float32)), expected)
+        if weight.rows:
+            step = weight.row_step
+            some = weight.rows(step, min(2 * step, shape[0])).astype(mx.float32)
+            assert np.array_equal(np.array(some), expected[step : 2 * step])
 
 
 def test_all_fp8_codes_and_exponent_scales(tmp_path):
@@ -128,11 +132,10 @@ def test_mxfp4_blocks_equal_the_formats_definition(tmp_path):
     nibbles = np.stack([blocks & 15, blocks >> 4], -1).reshape(2, 6, 3, 32)
     expected = (FLOAT4[nibbles] * 2.0 ** (scales.astype(int) - 127)[..., None]).reshape(2, 6, 96)
     packed = tensors[f"{name}_blocks"]
-    assert packed.shape == (2, 6, 12) and packed.packing.quantization == Quantization(
-        4, 32, "mxfp4"
-    )
-    whole = mx.dequantize(
-        packed.read(), tensors[f"{name}_scales"].read(), None, 32, 4, "mxfp4", dtype=mx.float32
+    assert packed.shape == (2, 6, 3, 16)
+    words = packed.read().view(mx.uint32).flatten(-2)
+    whole = Quantization.of("mxfp4").unpack(
+        words, tensors[f"{name}_scales"].read(), dtype=mx.float32
     )
     assert np.array_equal(np.array(whole), expected)
     plain = unpacked(tensors, [f"{name}_blocks"])
@@ -160,13 +163,14 @@ def test_mlx_packing_reads_back(tmp_path, quantization):
     weight, stored = mlx_checkpoint(tmp_path, quantization, quantization.to_json())
     tensors = read_tensors(stored)
     packing = tensors["l.weight"].packing
-    assert packing.quantization == quantization and packing.shape == (8, 128)
+    assert packing.plain.shape == (8, 128)
     plain = unpacked(tensors, ["l.weight"])
     assert list(plain) == ["l.weight"]
     read = plain["l.weight"].read()
     args = quantization.to_json()
     assert mx.array_equal(read, mx.dequantize(*mx.quantize(weight, **args), **args))
     assert read.dtype == plain["l.weight"].dtype == mx.bfloat16
+    assert mx.array_equal(plain["l.weight"].rows(3, 7), read[3:7])
     shapes = tensors["l.weight"].shape, tensors["l.scales"].shape
     assert infer(*shapes, tensors["l.scales"].dtype, 128) == quantization
     assert quantization.columns(shapes[0][-1]) == 128 and quantization.matches(*shapes)
@@ -175,10 +179,10 @@ def test_mlx_packing_reads_back(tmp_path, quantization):
 def test_a_packing_that_config_json_does_not_name_is_found_or_refused(tmp_path):
     # 5 bits where the table says 4: only one packing with groups of 64 fits.
     _, stored = mlx_checkpoint(tmp_path / "a", Quantization(5, 64), {"bits": 4, "group_size": 64})
-    assert read_tensors(stored)["l.weight"].packing.quantization == Quantization(5, 64)
+    assert read_tensors(stored)["l.weight"].packing.plain.shape == (8, 128)
     config = {"bits": 4, "group_size": 64, "l": {"bits": 8, "group_size": 32}, "k": False}
     _, stored = mlx_checkpoint(tmp_path / "b", Quantization(8, 32), config)
-    assert read_tensors(stored)["l.weight"].packing.quantization == Quantization(8, 32)
+    assert read_tensors(stored)["l.weight"].packing.plain.shape == (8, 128)
     table = QuantizationTable.from_config({"quantization": config})
     assert table("k") is None and table("other") == Quantization(4, 64)
     assert table.to_json() == {
