@@ -6,7 +6,7 @@
 // Inputs    q [B, H, T, D] T; keys, values [B, K, S, .]: rows of T, or codes uint32 in the layout of
 //           mx.quantize with scales and biases [B, K, S, groups] T; lengths, starts [B] int32;
 //           sinks, slopes [H]; mask bool with the element strides in `sizes`; all row contiguous.
-//           sizes int32: see SIZE_ below; factors float32: scale, softcap.
+//           sizes int32: SIZE_ of cache_rows.metal; factors float32: scale, softcap.
 // Outputs   one block: out [B, H, T, DV] T. More (SPLIT): sums [B, H, T, blocks, DV] float32, which
 //           attention_merge combines by stats [B, H, T, blocks, 2] float32 (maximum, sum).
 // Grid      x: 32 SIMDS threads; y: (batch, kv head, tile of ROWS query rows); z: blocks of rows.
@@ -19,72 +19,6 @@
 //           Flash-Decoding (Dao et al. 2023); one read for the heads of a group: Ainslie et al. 2023
 //           (arXiv:2305.13245). Dequantization in registers; scores of 32 rows before each softmax.
 // Falls back when D or DV is not a multiple of 4 (8 if quantized) or above 576, or T > 8.
-
-enum {
-  SIZE_HEADS, SIZE_KV_HEADS, SIZE_QUERIES, SIZE_CAPACITY, SIZE_WINDOW, SIZE_FLAGS,
-  SIZE_MASK_BATCH, SIZE_MASK_HEAD, SIZE_MASK_QUERY, SIZE_MASK_ROW, SIZE_TILES
-};
-enum { HAS_SINKS = 1, HAS_SLOPES = 2, HAS_MASK = 4, HAS_SOFTCAP = 8 };
-
-// Channels a lane takes at a time: whole bytes of codes, aligned loads of rows, and few enough that
-// the registers of many query rows fit.
-template <int BITS, int ROWS>
-constexpr int chunk_of() {
-  return BITS == 3 || BITS == 5 || ((BITS == 2 || BITS == 4) && ROWS <= 4) ? 8 : 4;
-}
-
-// Lanes that share a row: a power of two of at most 32 that covers the chunks of a row.
-constexpr int lanes_of(int chunks) {
-  return chunks > 16 ? 32 : chunks > 8 ? 16 : 8;
-}
-
-// CHUNK channels of a row of T.
-template <typename T, int CHUNK>
-void load_plain(const device T* row, int chunk, thread float* out) {
-  const vec<T, CHUNK> x = ((const device vec<T, CHUNK>*)row)[chunk];
-  for (int i = 0; i < CHUNK; i++) out[i] = float(x[i]);
-}
-
-// CHUNK channels of a row of codes, least significant bits first, as scale * code + bias.
-template <typename T, int BITS, int CHUNK>
-void load_codes(const device uint32_t* row, int chunk, float scale, float bias, thread float* out) {
-  constexpr int WIDTH = BITS * CHUNK;  // bits
-  if (WIDTH == 32 || WIDTH == 16 || WIDTH == 8) {
-    const uint word = WIDTH == 32   ? row[chunk]
-                      : WIDTH == 16 ? uint(((const device ushort*)row)[chunk])
-                                    : uint(((const device uchar*)row)[chunk]);
-    for (int i = 0; i < CHUNK; i++) {
-      out[i] = scale * float((word >> (BITS * i)) & ((1 << BITS) - 1)) + bias;
-    }
-  } else {
-    constexpr int BYTES = WIDTH / 8;
-    const device uchar* bytes = (const device uchar*)row + chunk * BYTES;
-    ulong word = 0;
-    for (int i = 0; i < BYTES; i++) word |= ulong(bytes[i]) << (8 * i);
-    for (int i = 0; i < CHUNK; i++) {
-      out[i] = scale * float(uint(word >> (BITS * i)) & ((1 << BITS) - 1)) + bias;
-    }
-  }
-}
-
-// The chunks of one cache row that this lane owns: chunk `lane + LANES i`. BITS 0: a plain row.
-template <typename T, typename P, int BITS, int GROUP, int DIM, int LANES, int CHUNKS, int CHUNK>
-void load_row(const device P* rows, const device T* scales, const device T* biases, long row,
-              int words, int groups, int lane, thread float* out) {
-  for (int i = 0; i < CHUNKS; i++) {
-    const int chunk = lane + LANES * i;
-    if (chunk * CHUNK >= DIM) {
-      for (int c = 0; c < CHUNK; c++) out[i * CHUNK + c] = 0;
-    } else if (BITS == 0) {
-      load_plain<T, CHUNK>((const device T*)rows + row * words, chunk, out + i * CHUNK);
-    } else {
-      const long group = row * groups + chunk * CHUNK / GROUP;
-      load_codes<T, BITS == 0 ? 8 : BITS, CHUNK>(
-          (const device uint32_t*)rows + row * words, chunk, float(scales[group]),
-          float(biases[group]), out + i * CHUNK);
-    }
-  }
-}
 
 // ---- kernel body ----
 constexpr int KEY_CHUNK = chunk_of<KEY_BITS, ROWS>();

@@ -6,7 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlxtx.metal_kernels.attention_decode import attention_decode
+from mlxtx.metal_kernels import attention_decode, attention_prefill
 from mlxtx.metal_kernels.kv_quantize import (
     QuantizedRows,
     kv_dequantize,
@@ -89,8 +89,17 @@ def check_decode(case: dict[str, Any], mode: str = "checked") -> Emulator:
     kernel, expected = attention_inputs(case, seed=len(str(case)))
     tuning = {"single_pass_rows": 16, "simdgroups": 2} if case["split"] else {}
     with emulated(mode, seed=case["queries"] % 3, tuning=tuning) as emulator:
-        found = attention_decode(**kernel)
+        found = attention_decode.launch(**kernel)
     assert emulator.launches, "the kernel was not used"
+    check_attention(found, expected)
+    return emulator
+
+
+def check_prefill(case: dict[str, Any], mode: str = "checked") -> Emulator:
+    """attention_prefill against float64 numpy within the stated tolerance."""
+    kernel, expected = attention_inputs(case, seed=len(str(case)))
+    with emulated(mode, seed=case["queries"] % 3) as emulator:
+        found = attention_prefill.launch(**kernel)
     check_attention(found, expected)
     return emulator
 

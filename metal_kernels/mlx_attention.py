@@ -1,0 +1,74 @@
+"""Attention by MLX's own fused kernels, for the cases where one launch does all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+
+from .attention_reference import Rows
+from .kv_quantize import QuantizedRows, kv_dequantize
+
+# What MLX 0.32 fuses: scaled_dot_product_attention.cpp, supports_sdpa_vector and _full.
+VECTOR_DIMS = (64, 96, 128, 256)
+FULL_DIMS = (64, 80, 128)
+VECTOR_QUERIES = 8
+# Dequantized keys and values held for one launch, at most.
+DEQUANTIZED_BYTES = 64 << 20
+
+
+def fusable(
+    q: mx.array,
+    keys: Rows,
+    values: Rows | None,
+    *,
+    lengths: mx.array | Sequence[int],
+    window: int | None,
+    softcap: float | None,
+    slopes: mx.array | None,
+    mask: mx.array | None,
+    starts: mx.array | Sequence[int] | None,
+) -> bool:
+    """Whether ``mx.fast`` does this in one fused launch, all sequences being of one length."""
+    if values is None or softcap or slopes is not None or mask is not None or starts is not None:
+        return False
+    if isinstance(lengths, mx.array) or min(lengths) != max(lengths):
+        return False
+    queries, dim = q.shape[2], q.shape[3]
+    if dim != values.shape[-1] or (window and queries > 1):
+        return False
+    quantized = isinstance(keys, QuantizedRows) or isinstance(values, QuantizedRows)
+    if queries <= VECTOR_QUERIES:
+        return dim in VECTOR_DIMS and not quantized
+    size = 2 * keys.shape[0] * keys.shape[1] * max(lengths) * dim * q.itemsize
+    return dim in FULL_DIMS and (not quantized or size <= DEQUANTIZED_BYTES)
+
+
+def fused(
+    q: mx.array,
+    keys: Rows,
+    values: Rows,
+    *,
+    lengths: Sequence[int],
+    scale: float,
+    window: int | None = None,
+    sinks: mx.array | None = None,
+) -> mx.array:
+    """``mx.fast.scaled_dot_product_attention`` over the filled rows: views of a plain cache, a
+    dequantized copy of a quantized one."""
+    stop = max(lengths)
+    start = max(0, stop - window) if window else 0
+    return mx.fast.scaled_dot_product_attention(
+        q,
+        _plain(keys, start, stop),
+        _plain(values, start, stop),
+        scale=scale,
+        mask="causal" if q.shape[2] > 1 else None,
+        sinks=sinks if sinks is None else sinks.astype(q.dtype),
+    )
+
+
+def _plain(rows: Rows, start: int, stop: int) -> mx.array:
+    if isinstance(rows, QuantizedRows):
+        return kv_dequantize(rows.rows(start, stop))
+    return rows[:, :, start:stop]
