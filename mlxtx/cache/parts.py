@@ -77,6 +77,7 @@ class _Queries:
 
     def __init__(self, q: mx.array, start: int):
         self.q = q
+        self.scaled: mx.array | None = None  # q in the precision of the sums, times the scale
         self.start, self.stop = start, start + q.shape[3]
         self.maximum: mx.array | None = None
         self.total: mx.array | None = None
@@ -121,8 +122,7 @@ class _OnlineAttention:
     def over(self, parts: Sequence[Part], expand: Expand | None) -> mx.array:
         kv_heads = self.heads if expand else parts[0].keys.shape[1]
         group = self.heads // kv_heads
-        q = self.q.astype(self.precision) * self.spec.scale
-        q = q.reshape(self.batch, kv_heads, group, self.count, -1)
+        q = self.q.reshape(self.batch, kv_heads, group, self.count, -1)
         # Decoding and expanding is done once a slice of rows, whatever the slices of queries.
         size = min(self.count, QUERIES_AT_A_TIME)
         queries = [
@@ -139,6 +139,7 @@ class _OnlineAttention:
                 self._add(some, piece, reader)
                 if bounded:
                     evaluate(some.maximum, some.total, some.sums)
+                    some.scaled = None if len(queries) > 1 else some.scaled
         sinks = self.sinks
         if sinks is not None:
             sinks = sinks.astype(self.precision).reshape(1, kv_heads, group, 1, 1)
@@ -194,7 +195,9 @@ class _OnlineAttention:
 
     def _add(self, some: _Queries, piece: Part, reader: SliceReader) -> None:
         spec = self.spec
-        scores = reader.scores(some.q)  # [B, K, G, T, S]
+        if some.scaled is None:
+            some.scaled = some.q.astype(self.precision) * spec.scale
+        scores = reader.scores(some.scaled)  # [B, K, G, T, S]
         if spec.softcap is not None:
             scores = spec.softcap * mx.tanh(scores / spec.softcap)
         rows = mx.arange(piece.start, piece.stop)[None]
