@@ -87,7 +87,7 @@ class RowsCache:
     def _lay_out(self, layout: LayerLayout) -> None:
         self.layout = layout
         head = layout.head
-        self.head = Segment(*layout.head_formats) if head else None
+        self.head = Segment(*layout.head_formats, limit=head) if head else None
         self.body = Segment(
             layout.key_format,
             layout.value_format,

@@ -39,6 +39,8 @@ class Part:
 class Segment:
     """Rows ``origin .. stop`` of a sequence. Row i lies in slot i - origin.
 
+    It never holds more than ``limit`` rows, which bounds its buffers.
+
     With ``reach`` and ``rewind`` it is a ring of reach - 1 + rewind slots: enough for a query to
     see the ``reach - 1`` rows before it even after the newest ``rewind`` rows were taken back.
     """
@@ -51,12 +53,14 @@ class Segment:
         origin: int = 0,
         reach: int | None = None,
         rewind: int = 0,
+        limit: int | None = None,
     ):
         self.key_format, self.value_format = key_format, value_format
         self.origin = self.stop = self.newest = origin
         self.reach, self.rewind = reach, rewind
         self.ring = None if reach is None else max(1, reach - 1 + rewind)
-        self.keys, self.values = Slots(self.ring), Slots(self.ring)
+        self.limit = self.ring if limit is None else limit
+        self.keys, self.values = Slots(self.limit), Slots(self.limit)
 
     @property
     def nbytes(self) -> int:
@@ -155,6 +159,7 @@ class Segment:
             origin=self.origin,
             reach=self.reach,
             rewind=self.rewind,
+            limit=self.limit,
         )
         other.stop, other.newest = self.stop, self.newest
         other.keys, other.values = self.keys.copy(), self.values.copy()

@@ -55,6 +55,19 @@ def build_model(
     on_event: Callable[[Event], None] | None = None,
 ) -> DecoderModel:
     """``load_model`` for an open checkpoint."""
+    model, plan, wanted = planned_model(checkpoint, dtype)
+    fill(model, plan, wanted, on_event)
+    if mx.default_device() == mx.Device(mx.cpu):
+        adapt_to_cpu(model)
+    model.eval()
+    return model
+
+
+def planned_model(
+    checkpoint: Checkpoint, dtype: str | mx.Dtype | None = None
+) -> tuple[DecoderModel, WeightPlan, mx.Dtype | None]:
+    """The model still unfilled, how its weights come, and the type that floats will be cast to
+    (None: their own). Headers are enough: no tensor is read."""
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
     model, plan = describe(checkpoint)
     packed = bool(plan.quantizations)
@@ -64,11 +77,7 @@ def build_model(
     wanted = _dtype(dtype)
     if wanted is None and on_cpu and packed:
         wanted = mx.float32
-    fill(model, plan, wanted, on_event)
-    if on_cpu:
-        adapt_to_cpu(model)
-    model.eval()
-    return model
+    return model, plan, wanted
 
 
 def quantize_modules(model: nn.Module, quantizations: Mapping[str, Quantization]) -> None:
