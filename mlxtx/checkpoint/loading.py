@@ -33,25 +33,28 @@ def load_model(
     dtype: str | mx.Dtype | None = None,
     *,
     revision: str | None = None,
+    unpack: bool | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> tuple[DecoderModel, dict[str, Any]]:
     """The model of a folder or Hub id, without a tokenizer, and its ``config.json``.
 
     dtype: "float32", "float16" or "bfloat16" for everything that is not packed. None keeps the
     checkpoint's own types on a GPU; on a CPU a quantized model computes in float32, which is about
-    eight times as fast there, and a small one is unpacked. Tensors are read one group at a time,
+    eight times as fast there, and a small one is unpacked (unpack=False keeps every packed weight,
+    True unpacks all of them). Tensors are read one group at a time,
     so that memory peaks near the size of the weights. Raises MlxtxError with one line that names
     what is wrong (see docs/convert.md for the kinds of checkpoints).
     """
     folder = resolve(path_or_repo, revision, on_event=on_event)
     checkpoint = Checkpoint(folder)
-    return build_model(checkpoint, dtype, on_event=on_event), checkpoint.config
+    return build_model(checkpoint, dtype, unpack=unpack, on_event=on_event), checkpoint.config
 
 
 def build_model(
     checkpoint: Checkpoint,
     dtype: str | mx.Dtype | None = None,
     *,
+    unpack: bool | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> DecoderModel:
     """``load_model`` for an open checkpoint."""
@@ -71,7 +74,9 @@ def planned_model(
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
     model, plan = describe(checkpoint)
     packed = bool(plan.quantizations)
-    if on_cpu and packed and _float32_bytes(model) <= SMALL_MODEL_BYTES:
+    if unpack is None:
+        unpack = on_cpu and packed and _float32_bytes(model) <= SMALL_MODEL_BYTES
+    if unpack:
         model, plan = describe(checkpoint, unpack=True)
     quantize_modules(model, plan.quantizations)
     wanted = _dtype(dtype)
