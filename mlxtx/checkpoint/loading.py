@@ -58,7 +58,7 @@ def build_model(
     on_event: Callable[[Event], None] | None = None,
 ) -> DecoderModel:
     """``load_model`` for an open checkpoint."""
-    model, plan, wanted = planned_model(checkpoint, dtype)
+    model, plan, wanted = planned_model(checkpoint, dtype, unpack)
     fill(model, plan, wanted, on_event)
     if mx.default_device() == mx.Device(mx.cpu):
         adapt_to_cpu(model)
@@ -67,7 +67,7 @@ def build_model(
 
 
 def planned_model(
-    checkpoint: Checkpoint, dtype: str | mx.Dtype | None = None
+    checkpoint: Checkpoint, dtype: str | mx.Dtype | None = None, unpack: bool | None = None
 ) -> tuple[DecoderModel, WeightPlan, mx.Dtype | None]:
     """The model still unfilled, how its weights come, and the type that floats will be cast to
     (None: their own). Headers are enough: no tensor is read."""
