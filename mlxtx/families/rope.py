@@ -30,8 +30,8 @@ def rope_parameters(
     what the scaling needs. ``theta`` and ``partial`` are the family's defaults."""
     flat_theta = reader.get(*theta_names, default=theta)
     flat_partial = reader.get(*partial_names, default=partial)
-    scaling = reader.get("rope_scaling", default=None)
-    parameters: dict[str, Any] = dict(scaling or reader.get("rope_parameters", default=None) or {})
+    scaling, nested = (reader.get(n, default=None) for n in ("rope_scaling", "rope_parameters"))
+    parameters: dict[str, Any] = dict(scaling or nested or {})  # some carry both generations
     if any(name in parameters for name in _LAYER_TYPES):
         parameters = dict(parameters.get(layer_type or "full_attention") or {})
     elif layer_type is not None and layer_type != "full_attention":
