@@ -69,6 +69,8 @@ METAL_FUNC V emu_make(A a) {
 }
 template <typename V, typename A, typename B, typename... R>
 METAL_FUNC V emu_make(A a, B b, R... rest) {
+  static_assert(sizeof...(R) + 2 == __builtin_vectorelements(V),
+                "a vector takes one value for each component");
   return V{static_cast<std::remove_reference_t<decltype(V{}[0])>>(a),
            static_cast<std::remove_reference_t<decltype(V{}[0])>>(b),
            static_cast<std::remove_reference_t<decltype(V{}[0])>>(rest)...};

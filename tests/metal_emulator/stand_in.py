@@ -36,6 +36,11 @@ class Emulator:
         self.launches: list[Launch] = []
         self._sources: dict[Any, str] = {}
 
+    @property
+    def sources(self) -> list[str]:
+        """The text MLX generated for each kernel that ran."""
+        return list(self._sources.values())
+
     def __enter__(self) -> Emulator:
         self._patch = mock.patch.object(mx.fast, "metal_kernel", self.metal_kernel)
         self._patch.start()
