@@ -9,17 +9,16 @@ import argparse
 import os
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mlxtx.tui.actions import ACTIONS, bindings
 from mlxtx.tui.bridge import Bridge, EngineFactory
-from mlxtx.tui.clean import clean, one_line
+from mlxtx.tui.clean import one_line
 from mlxtx.tui.conversation import Conversation
+from mlxtx.tui.model_state import ModelState
 from mlxtx.tui.screens.chat import ChatScreen
-from mlxtx.tui.store import Store
+from mlxtx.tui.services import Services
 from mlxtx.tui.themes import THEMES
 from textual.app import App, SystemCommand
 from textual.message import Message
@@ -28,27 +27,13 @@ from textual.screen import Screen
 from mlxtx import settings as user_settings
 from mlxtx.engine import Load
 from mlxtx.engine_process import EngineProcess
-from mlxtx.errors import MlxtxError
 from mlxtx.events import Event, Failed, Loaded
 
 
-@dataclass
-class ModelState:
-    """Which model answers. ``state``: "none", "loading", "ready", "failed" or "dead"."""
+def _open_provider() -> type[Any]:
+    from mlxtx.tui.palette import OpenProvider
 
-    name: str = "bundled"
-    adapter: str = ""
-    kv: str = ""
-    state: str = "none"
-    context: int | None = None
-    memory: int = 0
-    memory_limit: int | None = None
-    note: str = ""
-
-    @property
-    def label(self) -> str:
-        short = self.name.rstrip("/").rsplit("/", 1)[-1]
-        return f"{short} + {Path(self.adapter).name}" if self.adapter else short
+    return OpenProvider
 
 
 class EngineEvents(Message):
@@ -59,11 +44,11 @@ class EngineEvents(Message):
         super().__init__()
 
 
-class MlxtxApp(App[None]):
-    CSS_PATH = "app.tcss"
+class MlxtxApp(Services):
+    CSS_PATH = Path(__file__).with_name("app.tcss")
     TITLE = "mlxtx"
     BINDINGS = bindings("app")
-    ENABLE_COMMAND_PALETTE = True
+    COMMANDS = App.COMMANDS | {_open_provider}
     # Transitions cost CPU that the model could use.
     ANIMATION_LEVEL = "none"
 
@@ -80,7 +65,7 @@ class MlxtxApp(App[None]):
         super().__init__()
         self.settings_path = settings_path or user_settings.settings_path()
         self.settings, self._problems = user_settings.load_settings(self.settings_path)
-        self._store_path = store_path or user_settings.data_folder() / "chats.db"
+        self.store_path = store_path or user_settings.data_folder() / "chats.db"
         self._open_last = open_last
         chosen = model or self.settings.model
         self.model = ModelState(
@@ -90,10 +75,6 @@ class MlxtxApp(App[None]):
         for theme in THEMES:
             self.register_theme(theme)
         self.chat: ChatScreen | None = None
-
-    @cached_property
-    def store(self) -> Store:
-        return Store(self._store_path)
 
     # Start and end
 
@@ -184,37 +165,6 @@ class MlxtxApp(App[None]):
         if self.chat is not None:
             self.chat._drop_reply()
         self.load_model(self.model.name, self.model.adapter)
-
-    # For all screens
-
-    def tell(self, text: str, severity: Any = "information", timeout: float = 6) -> None:
-        """A short notice in the corner. ``text`` may come from anywhere: it is never markup."""
-        self.notify(clean(text), severity=severity, timeout=timeout, markup=False)
-
-    def change_setting(self, table: str, name: str, value: Any) -> None:
-        """Change a setting now and in the file."""
-        if not table:
-            self.settings = replace(self.settings, **{name: value})
-        elif table == "sampling":
-            sampling = replace(self.settings.sampling, **{name: value})
-            self.settings = replace(self.settings, sampling=sampling)
-        try:
-            user_settings.save_setting(table, name, value, self.settings_path)
-        except (MlxtxError, OSError) as error:
-            self.tell(f"The setting holds until you quit; it was not saved: {error}", "warning")
-
-    def save_text(self, path: Path, text: str) -> None:
-        """Write ``text`` to a new file and say so; a file that is there is not touched."""
-        from mlxtx.files import write_text_atomic
-
-        try:
-            if path.exists():
-                raise MlxtxError(f"{path} exists already; name another file.")
-            write_text_atomic(path, text)
-        except (MlxtxError, OSError) as error:
-            self.tell(str(error), "error")
-        else:
-            self.tell(f"Saved {path.resolve()}")
 
     def open_chat(self, number: int) -> None:
         """Show chat ``number`` in the chat screen."""

@@ -51,6 +51,7 @@ MIGRATIONS = (
 
 # A reply that is "streaming" and was not touched for this long belongs to a program that is gone.
 _ABANDONED_SECONDS = 10.0
+_CHECKED_BYTES = 20_000_000
 _KEEP_DELETED_SECONDS = 30 * 86400.0
 _MATCH_OPEN, _MATCH_CLOSE = "\ue000", "\ue001"
 
@@ -228,10 +229,11 @@ class Store:
     # Search
 
     def search(self, query: str, limit: int = 100) -> list[Found]:
-        """Chats whose title or messages have words that begin like those of ``query``."""
+        """Chats whose title or messages have words that begin like those of ``query``; without
+        words all of them, with the beginning of their last message."""
         words = [word.replace('"', '""') for word in query.split()]
         if not words:
-            return [Found(chat, None, ()) for chat in self.chats(limit)]
+            return [Found(chat, None, self._beginning(chat.head)) for chat in self.chats(limit)]
         like = "%" + query.strip().replace("\\", "\\\\").replace("%", "\\%") + "%"
         titles = self._run(
             "SELECT * FROM chats WHERE deleted IS NULL AND title LIKE ? ESCAPE '\\' "
@@ -257,6 +259,12 @@ class Store:
             if chat is not None:
                 found.append(Found(chat, hit["message"], _pieces(hit["part"])))
         return found[:limit]
+
+    def _beginning(self, message: int | None) -> tuple[tuple[str, bool], ...]:
+        row = self._run(
+            "SELECT substr(text, 1, 200) FROM messages WHERE id = ?", message
+        ).fetchone()
+        return ((" ".join(row[0].split()), False),) if row else ()
 
     # Rows
 
@@ -284,15 +292,17 @@ def _connect(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=5.0, isolation_level=None)
     try:
         db.row_factory = sqlite3.Row
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(MIGRATIONS):
+            raise _NewerVersionError
         db.execute("PRAGMA journal_mode = WAL")
         # In WAL mode NORMAL survives the death of the program; FULL would only add power cuts.
         db.execute("PRAGMA synchronous = NORMAL")
         db.execute("PRAGMA foreign_keys = ON")
-        if db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+        # A check reads the whole file: of a large one only the parts that are used are checked.
+        small = path.stat().st_size < _CHECKED_BYTES
+        if small and db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
             raise sqlite3.DatabaseError("its pages are damaged")
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version > len(MIGRATIONS):
-            raise _NewerVersionError
         for number, script in enumerate(MIGRATIONS[version:], version + 1):
             db.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {number}; COMMIT;")
         db.execute("SELECT count(*) FROM messages_text LIMIT 1")

@@ -295,7 +295,7 @@ class ChatScreen(ChatActions):
         """The app has loaded, lost or changed the model."""
         self._note()
         self.show_status()
-        self.transcript.refresh()
+        self.transcript.redraw_empty()
 
     # Files named in the input
 

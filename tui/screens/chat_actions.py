@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxtx.tui.clean import duration, one_line, size
-from mlxtx.tui.conversation import Conversation, import_chat
+from mlxtx.tui.conversation import Conversation
 from mlxtx.tui.reply import Reply
 from mlxtx.tui.store import Message
 from mlxtx.tui.widgets.composer import Composer
@@ -14,7 +14,6 @@ from mlxtx.tui.widgets.message import MessageView
 from mlxtx.tui.widgets.transcript import Transcript
 from textual.screen import Screen
 
-from mlxtx.errors import MlxtxError
 from mlxtx.settings import Sampling, parse_value
 
 if TYPE_CHECKING:
@@ -32,6 +31,14 @@ class ChatActions(Screen[None]):
     undo_deleted: list[tuple[str, Any]]
     transcript: Transcript
     composer: Composer
+
+    @property
+    def system(self) -> str:
+        raise NotImplementedError
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        raise NotImplementedError
 
     def answer(self, parent: int, goes_on: Message | None = None) -> None:
         raise NotImplementedError
@@ -183,9 +190,8 @@ class ChatActions(Screen[None]):
     def action_delete(self) -> None:
         number = self.conversation.chat.id
         if number:
-            self.app.store.delete_chat(number)
+            self.app.delete_chat(number)
             self.undo_deleted.append(("chat", number))
-            self.open(Conversation(self.app.store))
             self.app.tell("The chat was deleted. /undo brings it back.")
 
     def action_undo(self) -> None:
@@ -313,17 +319,10 @@ class ChatActions(Screen[None]):
         return f"{words[:40] or 'chat'}.{ending}"
 
     def action_import(self, path: str = "") -> None:
-        file = Path(path).expanduser()
-        try:
-            if not path:
-                raise ValueError("name a file: /import chat.json")
-            chat = import_chat(self.app.store, file.read_text("utf-8", errors="replace"))
-        except OSError as error:
-            self.app.tell(f"{file} was not read: {error.strerror}", "error")
-        except (ValueError, MlxtxError) as error:
-            self.app.tell(f"{path} was not imported: {error}", "error")
-        else:
-            self.app.open_chat(chat.id)
+        if not path:
+            self.app.tell("Name a file: /import chat.json", "warning")
+        elif number := self.app.import_file(path):
+            self.app.open_chat(number)
 
     def action_stats(self) -> None:
         message = self._target("assistant")

@@ -124,7 +124,7 @@ class Composer(TextArea):
             if key in ("up", "down"):
                 popup.move(1 if key == "down" else -1)
                 return True
-            if key == "tab" or (key == "enter" and self._completes_to() != self.text.strip()):
+            if key == "tab" or (key == "enter" and self._completes_to() != self._word()):
                 self._complete()
                 return True
             if key == "escape":
@@ -194,7 +194,14 @@ class Composer(TextArea):
         return []
 
     def _completes_to(self) -> str:
-        return self.completions.rows[self.completions.at][0].split(" ")[0]
+        name = self.completions.rows[self.completions.at][0]
+        return name.split(" ")[0] if name.startswith("/") else name
+
+    def _word(self) -> str:
+        """The /command or @path that is being typed."""
+        row, column = self.cursor_location
+        match = _WORD.search(self.document[row][:column])
+        return f"@{match[1]}" if match else self.text.strip()
 
     def _complete(self) -> None:
         chosen = self._completes_to()

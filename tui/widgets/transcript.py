@@ -59,6 +59,7 @@ class Transcript(ScrollView, can_focus=True):
         self.following = True
         self.cursor: int | None = None
         self._empty = empty
+        self._empty_lines: list[Line] = []
         self._first = 0
         self._tops: list[int] = [0]
         self._line_width = 0
@@ -84,6 +85,11 @@ class Transcript(ScrollView, can_focus=True):
         """``view`` has grown or changed: measure and draw what is different."""
         if view in self.views[self._first :]:
             self._measure(self.views.index(view))
+
+    def redraw_empty(self) -> None:
+        """What an empty chat says has changed."""
+        if not self.views:
+            self._measure()
 
     def view_of(self, number: int) -> MessageView | None:
         return next((view for view in self.views if view.message.id == number), None)
@@ -124,7 +130,9 @@ class Transcript(ScrollView, can_focus=True):
             tops.append(tops[-1] + view.height(self._line_width))
         self._tops = tops
         height = tops[-1] + 1
+        self._empty_lines = []
         if self._empty is not None and not self.views:
+            self._empty_lines = self._empty(self._line_width)
             height = self.size.height
         if self.virtual_size.height != height or self.virtual_size.width != width:
             self.virtual_size = Size(width, height)
@@ -185,11 +193,8 @@ class Transcript(ScrollView, can_focus=True):
             return view.line(at)
         if row == 0 and self._first:
             return Line(styled(f"↑ {self._first:,} earlier messages", ".earlier"))
-        if not self.views and self._empty is not None:
-            lines = self._empty(self._line_width)
-            at = row - max(0, (self.size.height - len(lines)) // 2)
-            return lines[at] if 0 <= at < len(lines) else BLANK
-        return BLANK
+        at = row - max(0, (self.size.height - len(self._empty_lines)) // 2)
+        return self._empty_lines[at] if 0 <= at < len(self._empty_lines) else BLANK
 
     @property
     def _margin(self) -> int:

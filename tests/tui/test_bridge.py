@@ -1,0 +1,116 @@
+"""Events between the engine and the screens: joined, paced, and dropped when nobody wants them."""
+
+from __future__ import annotations
+
+import asyncio
+
+from tests.tui.fakes import Script
+
+from mlxtx.engine import Download, Generate, Job
+from mlxtx.events import Delta, Done, Event, Prefill, Progress, Stats
+from mlxtx.tui.bridge import RATE, Bridge, join
+
+
+def test_text_is_joined_and_only_the_last_figures_are_kept() -> None:
+    events = [
+        Prefill(job=1, done=1, total=3),
+        Prefill(job=1, done=3, total=3),
+        Delta(job=1, text="a", token=5),
+        Delta(job=1, text="b", token=6),
+        Stats(job=1, generated_tokens=2),
+        Delta(job=1, text="t", kind="thinking"),
+        Delta(job=1, text="c"),
+        Delta(job=2, text="d"),
+    ]
+    assert join(events) == [
+        Prefill(job=1, done=3, total=3),
+        Delta(job=1, text="ab"),
+        Stats(job=1, generated_tokens=2),
+        Delta(job=1, text="t", kind="thinking"),
+        Delta(job=1, text="c"),
+        Delta(job=2, text="d"),
+    ]
+
+
+def test_training_points_are_all_kept() -> None:
+    points = [Progress(stage="train", done=n, total=9, details={"loss": n}) for n in range(3)]
+    plain = [Progress(stage="download", done=n, total=9) for n in range(3)]
+    assert join([*points, *plain]) == [*points, plain[-1]]
+
+
+class Recorder:
+    """A bridge over a scripted engine, and what it handed over."""
+
+    def __init__(self, script: Script) -> None:
+        self.batches: list[list[Event]] = []
+        self.seen: list[Event] = []
+        self.bridge = Bridge(self.take, lambda message, detail: None, script)
+
+    def take(self, events: list[Event]) -> None:
+        self.batches.append(events)
+        for event in events:
+            self.bridge.dispatch(event)
+
+
+def stream(count: int, pause: float) -> object:
+    def play(job: Job) -> object:
+        for number in range(count):
+            yield Delta(text=f"{number} ")
+            yield pause
+        yield Done(reason="stop")
+
+    return play
+
+
+async def test_a_fast_stream_is_handed_over_at_the_rate_with_nothing_lost() -> None:
+    recorder = Recorder(Script(Generate=stream(100, 0.005)))
+    start = asyncio.get_running_loop().time()
+    recorder.bridge.submit(Generate(messages=[]), recorder.seen.append)
+    while not any(isinstance(event, Done) for event in recorder.seen):
+        await asyncio.sleep(0.01)
+    taken = asyncio.get_running_loop().time() - start
+    assert len(recorder.batches) <= taken * RATE + 3
+    text = "".join(event.text for event in recorder.seen if isinstance(event, Delta))
+    assert text == "".join(f"{number} " for number in range(100))
+
+
+async def test_a_forgotten_job_is_silent() -> None:
+    recorder = Recorder(Script(Generate=stream(30, 0.01)))
+    number = recorder.bridge.submit(Generate(messages=[]), recorder.seen.append)
+    await asyncio.sleep(0.1)
+    recorder.bridge.forget(number)
+    seen = len(recorder.seen)
+    await asyncio.sleep(0.3)
+    assert len(recorder.seen) == seen
+
+
+async def test_nothing_is_scheduled_while_nothing_happens() -> None:
+    recorder = Recorder(Script())
+    recorder.bridge.submit(Generate(messages=[]), recorder.seen.append)
+    await asyncio.sleep(0.3)
+    assert recorder.bridge._timer is None, "an idle app takes no CPU"
+
+
+async def test_a_long_job_has_its_own_engine_which_ends_with_it() -> None:
+    gate = asyncio.Event()
+    script = Script(Download=lambda job: [Progress(stage="download", done=1, total=2), gate])
+    recorder = Recorder(script)
+    number = recorder.bridge.submit_long(Download(repo="a/b"), recorder.seen.append)
+    assert len(script.engines) == 2
+    await asyncio.sleep(0.2)
+    recorder.bridge.stop(number)
+    gate.set()
+    await asyncio.sleep(0.1)
+    script.engines[1].deliver(Done(job=number, reason="stopped"))
+    await asyncio.sleep(0.05)
+    assert isinstance(recorder.seen[-1], Done) and script.engines[1]._task is None
+
+
+async def test_a_long_job_that_does_not_stop_is_killed() -> None:
+    script = Script(Download=lambda job: [3.0])
+    recorder = Recorder(script)
+    number = recorder.bridge.submit_long(Download(repo="a/b"), recorder.seen.append)
+    await asyncio.sleep(0.05)
+    recorder.bridge.stop(number)
+    await asyncio.sleep(1.3)
+    assert script.engines[1].killed

@@ -1,0 +1,25 @@
+"""Which model answers, and what is known of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass
+class ModelState:
+    """Which model answers. ``state``: "none", "loading", "ready", "failed" or "dead"."""
+
+    name: str = "bundled"
+    adapter: str = ""
+    kv: str = ""
+    state: str = "none"
+    context: int | None = None
+    memory: int = 0
+    memory_limit: int | None = None
+    note: str = ""
+
+    @property
+    def label(self) -> str:
+        short = self.name.rstrip("/").rsplit("/", 1)[-1]
+        return f"{short} + {Path(self.adapter).name}" if self.adapter else short

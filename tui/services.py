@@ -1,0 +1,109 @@
+"""What every screen asks of the app: notices, settings, files, chats."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlxtx.tui.clean import clean, one_line
+from mlxtx.tui.conversation import Conversation, import_chat
+from mlxtx.tui.store import Store
+from textual.app import App
+
+from mlxtx import settings as user_settings
+from mlxtx.errors import MlxtxError
+
+if TYPE_CHECKING:
+    from mlxtx.tui.screens.chat import ChatScreen
+
+
+class Services(App[None]):
+    """Mixed into the app."""
+
+    chat: ChatScreen | None
+    settings: user_settings.Settings
+    settings_path: Path
+    store_path: Path | str
+
+    @cached_property
+    def store(self) -> Store:
+        return Store(self.store_path)
+
+    def tell(self, text: str, severity: Any = "information", timeout: float = 6) -> None:
+        """A short notice in the corner. ``text`` may come from anywhere: it is never markup."""
+        self.notify(clean(text), severity=severity, timeout=timeout, markup=False)
+
+    # Settings
+
+    def change_setting(self, table: str, name: str, value: Any, *, forget: bool = False) -> None:
+        """Change a setting now and in the file; ``forget`` takes it out of the file instead."""
+        if table == "sampling":
+            sampling = replace(self.settings.sampling, **{name: value})
+            self.settings = replace(self.settings, sampling=sampling)
+        else:
+            self.settings = replace(self.settings, **{name: value})
+        if (table, name) == ("", "theme"):
+            self.theme = value
+        self._write_setting(table, name, None if forget else value)
+
+    def save_preset(self, name: str, system: str, sampling: dict[str, Any]) -> None:
+        """Keep a system prompt and sampling values under ``name``."""
+        preset = user_settings.Preset(system, sampling)
+        self.settings = replace(self.settings, presets={**self.settings.presets, name: preset})
+        self._write_setting("presets", name, {"system": system, **sampling})
+        self.tell(f"Saved the preset {name}.")
+
+    def _write_setting(self, table: str, name: str, value: Any) -> None:
+        try:
+            user_settings.save_setting(table, name, value, self.settings_path)
+        except (MlxtxError, OSError) as error:
+            self.tell(f"It holds until you quit; it was not saved: {error}", "warning")
+
+    # Files
+
+    def save_text(self, path: Path, text: str) -> None:
+        """Write ``text`` to a new file and say so; a file that is there is not touched."""
+        from mlxtx.files import write_text_atomic
+
+        try:
+            if path.exists():
+                raise MlxtxError(f"{path} exists already; name another file.")
+            write_text_atomic(path, text)
+        except (MlxtxError, OSError) as error:
+            self.tell(str(error), "error")
+        else:
+            self.tell(f"Saved {path.resolve()}")
+
+    def import_file(self, name: str) -> int | None:
+        """Add the chat in a JSON file; gives its number."""
+        path = Path(name).expanduser()
+        try:
+            chat = import_chat(self.store, path.read_text("utf-8", errors="replace"))
+        except OSError as error:
+            self.tell(f"{one_line(name)} was not read: {error.strerror}", "error")
+        except ValueError as error:
+            self.tell(f"{one_line(name)} was not imported: {error}", "error")
+        else:
+            self.tell(f"Imported {chat.title or 'a chat'}.")
+            return chat.id
+        return None
+
+    # Chats
+
+    def _shows(self, number: int) -> bool:
+        return self.chat is not None and self.chat.conversation.chat.id == number
+
+    def rename_chat(self, number: int, title: str) -> None:
+        if self.chat is not None and self._shows(number):
+            self.chat.conversation.rename(title)
+            self.chat.show_status()
+        else:
+            self.store.update_chat(number, title=title, named=True)
+
+    def delete_chat(self, number: int) -> None:
+        """Hide the chat, and close it if it is the one that is shown."""
+        if self.chat is not None and self._shows(number):
+            self.chat.open(Conversation(self.store))
+        self.store.delete_chat(number)
