@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlxtx import engine
 from mlxtx.errors import MlxtxError
-from mlxtx.events import Delta, Done, Event, Loaded, Stats
+from mlxtx.events import Delta, Done, Event, Loaded, Progress, Stats
 
 if TYPE_CHECKING:
     from mlxtx.engine import Running
@@ -20,26 +20,19 @@ if TYPE_CHECKING:
 
 # Seconds between two reports of speed and memory while text is generated.
 _STATS_SECONDS = 0.5
+_SAMPLE_TOKENS = 80
 
 
 def _load(job: engine.Load, running: Running) -> Done:
-    import mlxtx
-
     start = time.perf_counter()
     state = running.state
-    key = (job.model, job.revision, job.adapter, repr(sorted(job.options.items())))
+    key = (job.model, job.revision, repr(sorted(job.options.items())))
     if state.get("key") != key:
         # The old model goes first: two at once may not fit.
         _unload(engine.Unload(), running)
-        path, note = _resolve(job.model)
-        model = mlxtx.load(
-            path,
-            adapter=job.adapter,
-            revision=job.revision,
-            on_event=_without_loaded(running.report),
-            **job.options,
-        )
-        state.update(key=key, model=model, note=note)
+        state.update(_loaded(job, running), key=key, adapter=None)
+    if state["adapter"] != job.adapter:
+        _switch_adapter(job.adapter, state)
     running.emit(
         Loaded(
             model=job.model,
@@ -50,6 +43,32 @@ def _load(job: engine.Load, running: Running) -> Done:
         )
     )
     return Done(reason="done")
+
+
+def _loaded(job: engine.Load, running: Running) -> dict[str, Any]:
+    import mlxtx
+    from mlxtx.tuning.adapters import Adapters
+
+    path, note = _resolve(job.model)
+    model = mlxtx.load(
+        path,
+        revision=job.revision,
+        on_event=_without_loaded(running.report),
+        **job.options,
+    )
+    return {"model": model, "note": note, "adapters": Adapters(model.model, model.config)}
+
+
+def _switch_adapter(folder: str | None, state: dict[str, Any]) -> None:
+    """Put the adapter in ``folder`` on the model, or none; the base stays where it is."""
+    adapters = state["adapters"]
+    # What the cache holds was computed with the other weights.
+    state.pop("session", None)
+    state["adapter"] = None
+    adapters.use(None)
+    if folder is not None:
+        adapters.use(adapters.load(folder, name=folder))
+    state["adapter"] = folder
 
 
 def _resolve(model: str) -> tuple[Any, str]:
@@ -191,16 +210,39 @@ def _convert(job: engine.Convert, running: Running) -> Done:
 def _train(job: engine.Train, running: Running) -> Done:
     import mlxtx
 
-    model = _resolve(job.model)[0]
-    mlxtx.tune(model, job.data, job.out, on_event=running.report, **job.options)
+    options = dict(job.options)
+    prompt, every = options.pop("sample_prompt", ""), options.pop("sample_every", 50)
+    model = mlxtx.load(_resolve(job.model)[0], on_event=_without_loaded(running.report))
+    sampled = 0
+
+    def report(event: Event) -> None:
+        nonlocal sampled
+        running.report(event)
+        if not isinstance(event, Progress) or event.stage != "train" or not prompt:
+            return
+        if event.done - sampled >= every or event.done == event.total:
+            sampled = int(event.done)
+            running.emit(_sample(model, prompt, event))
+
+    mlxtx.tune(model, job.data, job.out, on_event=report, **options)
     return Done(reason="done", details={"path": job.out})
 
 
-def _preview(job: engine.Preview, running: Running) -> Done:
-    from mlxtx import tuning
+def _sample(model: LanguageModel, prompt: str, event: Progress) -> Progress:
+    """What the model says now. Greedy, so that the run's random numbers are not touched."""
+    model.model.eval()
+    try:
+        said = model.generate([{"role": "user", "content": prompt}], max_tokens=_SAMPLE_TOKENS)
+    finally:
+        model.model.train()
+    return replace(event, stage="sample", details={"prompt": prompt, "text": said.text})
 
-    model = _resolve(job.model)[0]
-    return Done(reason="done", details=dict(tuning.preview(model, job.data, **job.options)))
+
+def _preview(job: engine.Preview, running: Running) -> Done:
+    from mlxtx.tuning.finetune import preview
+
+    shown = preview(_resolve(job.model)[0], job.data, **job.options)
+    return Done(reason="done", details=dict(shown))
 
 
 def _memory() -> int:

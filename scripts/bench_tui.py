@@ -112,7 +112,7 @@ def app_main(folder: Path, figures: Path, engine: Sequence[str]) -> int:
         make_engine=BenchEngine,
         store_path=folder / "chats.db",
         settings_path=folder / "settings.toml",
-        open_last=True,
+        given={"last": True},
     )
     used: list[float] = []
 

@@ -49,6 +49,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--plain", action="store_true", help="line by line, not the app")
+    parser.add_argument(
+        "--continue", dest="last", action="store_true", help="open the last conversation (the app)"
+    )
     parser.add_argument("--system", metavar="TEXT", help="a system message")
     parser.add_argument("--stats", action="store_true", help="figures after every answer")
     add_model_options(parser)

@@ -5,20 +5,18 @@ Nothing here imports MLX; the engine's child does, when a model is loaded.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from mlxtx.tui.actions import ACTIONS, bindings
 from mlxtx.tui.bridge import Bridge, EngineFactory
-from mlxtx.tui.clean import one_line
 from mlxtx.tui.conversation import Conversation
 from mlxtx.tui.model_state import ModelState
 from mlxtx.tui.screens.chat import ChatScreen
-from mlxtx.tui.services import Services
+from mlxtx.tui.services import Services, with_given
 from mlxtx.tui.themes import THEMES
 from textual.app import App, SystemCommand
 from textual.message import Message
@@ -58,18 +56,23 @@ class MlxtxApp(Services):
         make_engine: EngineFactory = EngineProcess,
         store_path: Path | str | None = None,
         settings_path: Path | None = None,
-        model: str = "",
-        adapter: str = "",
-        open_last: bool = False,
+        given: Mapping[str, Any] | None = None,
     ) -> None:
+        """``given``: options of the command line, which go before the settings."""
         super().__init__()
         self.settings_path = settings_path or user_settings.settings_path()
         self.settings, self._problems = user_settings.load_settings(self.settings_path)
         self.store_path = store_path or user_settings.data_folder() / "chats.db"
-        self._open_last = open_last
-        chosen = model or self.settings.model
+        given = {name: value for name, value in (given or {}).items() if value is not None}
+        self.settings = with_given(self.settings, given)
+        self._open_last = bool(given.get("last"))
+        options = {"dtype": given["dtype"]} if "dtype" in given else {}
         self.model = ModelState(
-            chosen, adapter or ("" if model else self.settings.adapter), self.settings.kv
+            self.settings.model,
+            self.settings.adapter,
+            self.settings.kv,
+            revision=given.get("revision"),
+            options=options,
         )
         self.bridge = Bridge(self._post_events, self._engine_ended, make_engine)
         for theme in THEMES:
@@ -134,8 +137,15 @@ class MlxtxApp(Services):
 
     def load_model(self, name: str, adapter: str = "") -> None:
         """Make ``name`` the model that answers, in the background."""
-        self.model = ModelState(one_line(name), adapter, self.model.kv, "loading")
-        self.bridge.submit(Load(model=name, adapter=adapter or None), self._take_load)
+        old = self.model
+        same = old if name == old.name else ModelState()
+        self.model = ModelState(
+            name, adapter, old.kv, "loading", revision=same.revision, options=same.options
+        )
+        load = Load(
+            model=name, adapter=adapter or None, revision=same.revision, options=same.options
+        )
+        self.bridge.submit(load, self._take_load)
         self._model_changed()
 
     def ensure_model(self) -> None:
@@ -227,29 +237,15 @@ def _subtitle(action: Any) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """What ``mlxtx`` and ``mlxtx chat`` open. Gives the exit code."""
-    parser = argparse.ArgumentParser(prog="mlxtx chat", description="Chat in the terminal.")
-    parser.add_argument("--model", default="", help='a folder, a Hub id or "bundled"')
-    parser.add_argument("--adapter", default="", help="folder of an adapter for the model")
-    parser.add_argument("--continue", dest="last", action="store_true", help="open the last chat")
-    parser.add_argument("--plain", action="store_true", help="line by line, without the app")
-    options, rest = parser.parse_known_args(argv)
+    """What ``mlxtx`` and ``mlxtx chat`` open on a terminal. Gives the exit code."""
+    from mlxtx.scripts import chat
+
+    argv = sys.argv[1:] if argv is None else argv
+    options = chat.arguments(argv)
     settings, _ = user_settings.load_settings()
     plain = options.plain or settings.plain or bool(os.environ.get("NO_COLOR"))
     if plain or os.environ.get("TERM") == "dumb" or not sys.stdout.isatty():
-        return _plain(options, rest)
-    if rest:
-        parser.error(f"unknown: {' '.join(rest)}")
-    app = MlxtxApp(model=options.model, adapter=options.adapter, open_last=options.last)
+        return chat.main(["--plain", *argv]) or 0
+    app = MlxtxApp(given=vars(options))
     app.run()
     return app.return_code or 0
-
-
-def _plain(options: argparse.Namespace, rest: list[str]) -> int:
-    from mlxtx.scripts import chat
-
-    argv = ["--plain", *rest]
-    for name in ("model", "adapter"):
-        if value := getattr(options, name):
-            argv += [f"--{name}", value]
-    return int(chat.main(argv) or 0)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass
@@ -18,6 +19,8 @@ class ModelState:
     memory: int = 0
     memory_limit: int | None = None
     note: str = ""
+    revision: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,19 @@ from mlxtx.errors import MlxtxError
 
 if TYPE_CHECKING:
     from mlxtx.tui.screens.chat import ChatScreen
+
+
+def with_given(
+    settings: user_settings.Settings, given: Mapping[str, Any]
+) -> user_settings.Settings:
+    """``settings`` with what the command line gave, for this run only."""
+    known = user_settings.known_settings(user_settings.Sampling)
+    sampling = {name: value for name, value in given.items() if name in known}
+    own = {name: given[name] for name in ("model", "adapter", "kv", "system") if name in given}
+    if "model" in own:
+        # The adapter of the settings belongs to the model of the settings.
+        own.setdefault("adapter", "")
+    return replace(settings, **own, sampling=replace(settings.sampling, **sampling))
 
 
 class Services(App[None]):

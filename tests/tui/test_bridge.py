@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-from tests.tui.fakes import Script
+from mlxtx.tui.bridge import RATE, Bridge, join
 
 from mlxtx.engine import Download, Generate, Job
 from mlxtx.events import Delta, Done, Event, Prefill, Progress, Stats
-from mlxtx.tui.bridge import RATE, Bridge, join
+from tests.tui.fakes import Script
 
 
 def test_text_is_joined_and_only_the_last_figures_are_kept() -> None:

@@ -37,7 +37,7 @@ async def test_a_message_is_answered_and_kept(tmp_path: Path) -> None:
     assert job.messages == [{"role": "user", "content": "hi there"}]
     assert job.options["temperature"] == 0.7 and "seed" not in job.options
     # What was said is there for the next start.
-    again = make_app(tmp_path, Script(), open_last=True)
+    again = make_app(tmp_path, Script(), given={"last": True})
     async with again.run_test(size=(100, 30)) as pilot:
         await wait_until(pilot, lambda: "Hello there." in screen_text(again))
         states = [m.state for m in again.chat.conversation.path()]
@@ -134,7 +134,9 @@ async def test_an_engine_that_dies_is_told_the_chat_kept_and_f8_starts_it(tmp_pa
 
 
 async def test_a_model_that_vanished_is_told_in_one_line(tmp_path: Path) -> None:
-    app = make_app(tmp_path, Script(Load=fails("there is no folder /gone")), model="/gone")
+    app = make_app(
+        tmp_path, Script(Load=fails("there is no folder /gone")), given={"model": "/gone"}
+    )
     async with app.run_test(size=(100, 30)) as pilot:
         await wait_until(pilot, lambda: app.model.state == "failed")
         assert "no model · f3 chooses one" in screen_text(app)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.cells import cell_len
-
 from mlxtx.tui.clean import clean, duration, one_line, size
 from mlxtx.tui.lines import Line, layout, wrap_plain
 from mlxtx.tui.markdown import Splitter, parse, split
 from mlxtx.tui.store import Message
 from mlxtx.tui.widgets.message import MessageView
+from rich.cells import cell_len
 
 TEXT = """# Title
 A **bold** and `code` [link](http://x.y) ~~gone~~ *soft* line

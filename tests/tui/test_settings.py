@@ -9,7 +9,6 @@ import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.tui.fakes import Script, ask, make_app, screen_text, toasts, wait_until
 
 from mlxtx.engine import Generate
 from mlxtx.settings import (
@@ -20,6 +19,7 @@ from mlxtx.settings import (
     parse_value,
     save_setting,
 )
+from tests.tui.fakes import Script, ask, make_app, screen_text, toasts, wait_until
 
 
 def test_no_file_is_all_defaults(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import pytest
-
 from mlxtx.tui.conversation import Conversation, import_chat, prompt_text
 from mlxtx.tui.store import MIGRATIONS, Message, Store
 
@@ -225,7 +224,7 @@ def test_lone_surrogates_and_nul_are_stored(store: Store) -> None:
 
 def test_export_and_import_keep_every_branch(store: Store, tmp_path: Path) -> None:
     conversation = chat_of(store, "q", "a1")
-    question, first = conversation.path()
+    question = conversation.path()[0]
     conversation.add(Message(role="assistant", text="a2", thinking="hm"), question.id)
     conversation.show_sibling(conversation.path()[1], -1)
     conversation.change_settings(system="be short")
