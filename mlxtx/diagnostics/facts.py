@@ -1,0 +1,117 @@
+"""What a memory plan has to know of a model, from config.json and tensor headers alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from mlxtx.checkpoint.hub import resolve
+from mlxtx.checkpoint.loading import planned_model
+from mlxtx.checkpoint.safetensors import TensorInfo
+from mlxtx.checkpoint.source import Checkpoint, read_json
+from mlxtx.decoder.config import DecoderConfig
+from mlxtx.errors import MlxtxError
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """``weights``: bytes once loaded. ``itemsize``: bytes of an activation's number.
+    ``unpacked``: numbers of the largest weight that a CPU unpacks while it computes, 0 if none.
+    ``shapes``: the weight matrices [O, I] by name, for what an adapter adds to them."""
+
+    name: str
+    config: DecoderConfig
+    weights: int
+    itemsize: int
+    unpacked: int
+    shapes: dict[str, tuple[int, ...]]
+
+
+class HubHeaders:
+    """A Hub repository as a checkpoint whose tensors were not downloaded."""
+
+    def __init__(self, repo: str, revision: str | None = None):
+        from huggingface_hub import get_safetensors_metadata, hf_hub_download
+
+        try:
+            config = read_json(Path(hf_hub_download(repo, "config.json", revision=revision)))
+            metadata = get_safetensors_metadata(repo, revision=revision)
+        except MlxtxError:
+            raise
+        except Exception as error:  # the Hub's errors have no common base
+            line = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
+            raise MlxtxError(
+                f"cannot read the headers of {repo} ({type(error).__name__}: {line}); check the "
+                "name and the network, or give a folder"
+            ) from None
+        self.config: Mapping[str, Any] = config
+        self.tensors: dict[str, TensorInfo] = {}
+        for file in metadata.files_metadata.values():
+            for name, tensor in file.tensors.items():
+                start, end = tensor.data_offsets
+                self.tensors[name] = TensorInfo(tensor.dtype, tuple(tensor.shape), start, end)
+
+    def read(self, name: str) -> mx.array:
+        raise AssertionError(f"{name} is planned, not read")
+
+
+def read_facts(
+    path_or_repo: str | Path, *, revision: str | None = None, dtype: str | None = None
+) -> ModelFacts:
+    """The facts of a folder, of "bundled", or of a Hub id, whose weights are not downloaded."""
+    path = Path(path_or_repo).expanduser()
+    local = path.exists() or str(path_or_repo) == "bundled" or str(path_or_repo)[:1] in "./~"
+    checkpoint: Any
+    if local:
+        checkpoint = Checkpoint(resolve(path_or_repo, revision))
+    else:
+        checkpoint = HubHeaders(str(path_or_repo), revision)
+    return facts_of(checkpoint, str(path_or_repo), dtype)
+
+
+def facts_of(checkpoint: Any, name: str, dtype: str | None = None) -> ModelFacts:
+    """The facts of an open checkpoint."""
+    model, plan, wanted = planned_model(checkpoint, dtype)
+    sizes = {}
+    for parameter, form in plan.forms.items():
+        cast = wanted is not None and mx.issubdtype(form.dtype, mx.floating)
+        sizes[parameter] = math.prod(form.shape) * (wanted if cast and wanted else form.dtype).size
+    norms = [p for p in plan.forms if p == "model.norm.weight"] or list(plan.forms)
+    activation = wanted or plan.forms[norms[0]].dtype
+    shapes = {
+        parameter.removesuffix(".weight"): tuple(array.shape)
+        for parameter, array in _weights(model, plan).items()
+    }
+    packed = [math.prod(shapes[path]) for path in plan.quantizations if path in shapes]
+    return ModelFacts(
+        name=name,
+        config=model.config,
+        weights=sum(sizes.values()),
+        itemsize=activation.size,
+        unpacked=max(packed, default=0),
+        shapes=shapes,
+    )
+
+
+def _weights(model: Any, plan: Any) -> dict[str, Any]:
+    """Weight matrices [.., O, I] as they are unpacked."""
+    from mlx.utils import tree_flatten
+
+    found: dict[str, Any] = {}
+    parameters: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
+    for name, array in parameters.items():
+        path = name.removesuffix(".weight")
+        if path == name or array.ndim < 2:
+            continue
+        quantization = plan.quantizations.get(path)
+        if quantization is None:
+            found[name] = array
+        else:
+            shape = (*array.shape[:-1], array.shape[-1] * 32 // quantization.bits)
+            found[name] = mx.zeros(shape, mx.uint8)
+    return found
