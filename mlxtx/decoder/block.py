@@ -28,6 +28,7 @@ from mlxtx.decoder.experts import Experts
 from mlxtx.decoder.feed_forward import FeedForward
 from mlxtx.decoder.latent_attention import LatentAttention
 from mlxtx.decoder.norm import Norm
+from mlxtx.decoder.per_layer import PerLayerInput
 
 
 def attention(
@@ -62,19 +63,43 @@ class Block(nn.Module):
         self.post_attention_layernorm = norm(config.feed_forward_norm)
         self.feed_forward_output_layernorm = norm(config.feed_forward_output_norm)
 
-    def __call__(self, x: mx.array, cache: LayerCache, step: Step) -> mx.array:
-        """x [B, T, D] -> [B, T, D]; the cache takes this step's keys and values."""
-        if self._config.form == "parallel":
-            return self._parallel(x, cache, step)
-        if self._config.norm_after_add:
-            return self._post(x, cache, step)
+        before = config.feed_forward_norm or NormConfig()
+        if config.experts:
+            self.experts = Experts(width, config.experts)
+            self.experts_layernorm = Norm(width, before)
+            self.experts_output_layernorm = Norm(width, before)
+            self.dense_output_layernorm = Norm(width, before)
+        if config.per_layer_input:
+            act = getattr(config.feed_forward, "activation", "silu")
+            self.per_layer = PerLayerInput(width, config.per_layer_input, act, before)
+        if config.layer_scale:
+            self.layer_scalar = mx.ones((1,))
 
+    def __call__(
+        self, x: mx.array, cache: LayerCache, step: Step, own: mx.array | None = None
+    ) -> mx.array:
+        """x [B, T, D] -> [B, T, D]; the cache takes this step's keys and values. ``own`` [B, T, w]
+        are the layer's inputs of its own, where it has any."""
+        if self._config.form == "parallel":
+            x = self._parallel(x, cache, step)
+        elif self._config.norm_after_add:
+            x = self._post(x, cache, step)
+        else:
+            x = self._sequential(x, cache, step)
+        if own is not None:
+            x = self.per_layer(x, own)
+        return x * self.layer_scalar if self._config.layer_scale else x
+
+    def _sequential(self, x: mx.array, cache: LayerCache, step: Step) -> mx.array:
         normed = self.input_layernorm(x)
         h = self.self_attn(normed, cache, step)
         x = self._add(self._stream(x, normed), self.attention_output_layernorm(h))
 
         normed = self.post_attention_layernorm(x)
         h = self.mlp(normed)
+        if self._config.experts:
+            routed = self.experts(self.experts_layernorm(x), x)
+            h = self.dense_output_layernorm(h) + self.experts_output_layernorm(routed)
         return self._add(self._stream(x, normed), self.feed_forward_output_layernorm(h))
 
     def _stream(self, x: mx.array, normed: mx.array) -> mx.array:

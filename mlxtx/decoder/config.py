@@ -255,6 +255,8 @@ class RouterConfig:
     chosen_groups: int = 1
     group_score: Literal["max", "top2"] = "max"
     jitter: float = 0.0  # sparsemixer's threshold
+    norm: NormConfig | None = None  # of the router's input, then divided by width ** 0.5
+    expert_scale: bool = False  # each expert's weight is multiplied by a learned number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,6 +304,10 @@ class BlockConfig:
     ``*_output_norm`` normalises a branch before it is added (sandwich); ``norm_after_add`` moves
     the two norms behind the additions (the original post-norm Transformer). With
     ``residual_after_norm`` a branch is added to its own norm's result (some BLOOMs).
+
+    Gemma 4 adds: ``experts`` beside the feed-forward, both behind norms of their own;
+    ``per_layer_input`` channels that each layer mixes in from an embedding of its own; and
+    ``layer_scale``, a learned number that multiplies the layer's result.
     """
 
     attention: AttentionConfig | LatentAttentionConfig
@@ -314,6 +320,9 @@ class BlockConfig:
     norm_after_add: bool = False
     residual_after_norm: bool = False
     residual_multiplier: float = 1.0
+    experts: ExpertsConfig | None = None
+    per_layer_input: int | None = None
+    layer_scale: bool = False
 
     def __post_init__(self) -> None:
         _require(
@@ -335,6 +344,8 @@ class EmbeddingConfig:
     positions: int = 0  # rows of a learned table
     position_offset: int = 0  # OPT looks up position + 2
     sinusoidal: bool = False
+    per_layer: int | None = None  # channels of an embedding of its own for every layer (Gemma 4)
+    per_layer_vocabulary: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

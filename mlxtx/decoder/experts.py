@@ -9,6 +9,7 @@ import mlx.nn as nn
 
 from mlxtx.decoder.config import ExpertsConfig, RouterConfig
 from mlxtx.decoder.feed_forward import FeedForward, activation
+from mlxtx.decoder.norm import Norm
 
 
 class ExpertLinear(nn.Module):
@@ -126,9 +127,15 @@ class Router(nn.Module):
             self.bias = mx.zeros((experts,))
         if config.correction_bias:
             self.e_score_correction_bias = mx.zeros((experts,))
+        if config.norm:
+            self.norm = Norm(width, config.norm)
+        if config.expert_scale:
+            self.expert_scale = mx.ones((experts,))
         self._config, self._per_token = config, per_token
 
     def logits(self, x: mx.array) -> mx.array:  # [N, D] -> [N, E], float32
+        if self._config.norm:
+            x = self.norm(x) * x.shape[-1] ** -0.5
         y = x.astype(mx.float32) @ self.weight.T.astype(mx.float32)
         return y + self.bias if "bias" in self else y
 
@@ -153,6 +160,8 @@ class Router(nn.Module):
         weights = mx.take_along_axis(scores, chosen, axis=-1)
         if config.normalize:
             weights = weights / (weights.sum(axis=-1, keepdims=True) + config.normalize_eps)
+        if config.expert_scale:
+            weights = weights * self.expert_scale[chosen]
         return chosen, weights * config.scaling
 
 
@@ -205,9 +214,10 @@ class Experts(nn.Module):
         if config.shared_gate:
             self.shared_expert_gate = nn.Linear(width, 1, bias=False)
 
-    def __call__(self, x: mx.array) -> mx.array:  # [B, T, D] -> [B, T, D]
+    def __call__(self, x: mx.array, scored: mx.array | None = None) -> mx.array:
+        """x [B, T, D] -> [B, T, D]; the router reads ``scored`` where it is not x itself."""
         flat = x.flatten(0, 1)
-        chosen, weights = self.gate(flat)
+        chosen, weights = self.gate(flat if scored is None else scored.flatten(0, 1))
         weights = weights.astype(x.dtype)
         if self._config.scale_input:
             y = self.switch_mlp(flat, chosen, weights).sum(axis=1)

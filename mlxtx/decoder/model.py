@@ -11,6 +11,7 @@ from mlxtx.cache import DEFAULT_REWIND, KVSettings, ModelCache, Step, Uncached, 
 from mlxtx.decoder.block import Block
 from mlxtx.decoder.config import BlockConfig, DecoderConfig, EmbeddingConfig, NormConfig
 from mlxtx.decoder.norm import Norm
+from mlxtx.decoder.per_layer import PerLayerEmbedding
 from mlxtx.decoder.positions import sinusoidal_table
 from mlxtx.decoder.prediction import PredictionHead
 
@@ -31,6 +32,14 @@ class Decoder(nn.Module):
             self.embed_positions = nn.Embedding(embedding.positions, config.width)
         if embedding.norm:
             self.embed_norm = Norm(config.width, embedding.norm)
+        if embedding.per_layer:
+            self.per_layer = PerLayerEmbedding(
+                config.width,
+                len(config.blocks),
+                embedding.per_layer,
+                embedding.per_layer_vocabulary or config.vocabulary,
+                config.final_norm or NormConfig(),
+            )
         self.layers = [Block(config.width, block) for block in config.blocks]
         self.norm = Norm(config.width, config.final_norm) if config.final_norm else nn.Identity()
 
@@ -51,8 +60,9 @@ class Decoder(nn.Module):
 
     def __call__(self, tokens: mx.array, caches: Sequence, step: Step, last: int | None):
         x = self.embed(tokens, step)
-        for layer, cache in zip(self.layers, caches, strict=True):
-            x = layer(x, cache, step)
+        own = self.per_layer(tokens, x) if self._embedding.per_layer else None
+        for i, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
+            x = layer(x, cache, step, None if own is None else own[:, :, i])
         x = self.norm(x if last is None else x[:, -last:])
         return self.project_out(x) if "project_out" in self else x
 

@@ -11,21 +11,7 @@ from mlxtx.errors import MlxtxError
 from mlxtx.families.family import Family
 
 # Each module holds FAMILIES, a tuple of Family.
-_MODULES = (
-    "llama",
-    "qwen",
-    "phi",
-    "gemma",
-    "olmo",
-    "granite",
-    "cohere",
-    "glm",
-    "classic",
-    "gpt",
-    "alibi",
-    "deepseek",
-    "mixture",
-)
+_MODULES = ("llama", "gemma", "gpt", "alibi", "deepseek", "mixture", "gpt_oss")
 
 
 def families() -> dict[str, Family]:

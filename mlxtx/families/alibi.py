@@ -5,55 +5,31 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from mlxtx.decoder.config import DecoderConfig, EmbeddingConfig, NormConfig
+from mlxtx.decoder.config import DecoderConfig
 from mlxtx.decoder.positions import alibi_slopes
-from mlxtx.families.common import (
-    attention_layers,
-    blocks,
-    context,
-    decoder,
-    feed_forward,
-    layer_norm,
-    sizes,
-    width,
-)
+from mlxtx.families.common import HubConfig
 from mlxtx.families.family import Family
-from mlxtx.families.names import Rule, rename
-from mlxtx.families.reader import ConfigReader
-from mlxtx.families.rope import read_rope
-from mlxtx.families.rules import attention_of, layer_rules, qkv_rule
-
-UNUSED = (
-    "attention_softmax_in_fp32",
-    "bias_dropout_fusion",
-    "masked_softmax_fusion",
-    "n_inner",
-    "offset_alibi",
-    "seq_length",
-    "skip_bias_add",
-    "skip_bias_add_qkv",
-    "slow_but_exact",
-    "unk_token_id",
-)
+from mlxtx.families.names import Rule
+from mlxtx.families.rules import attention_of, names, outer, qkv
 
 
-def bloom(reader: ConfigReader) -> DecoderConfig:
+def bloom(config: HubConfig) -> DecoderConfig:
     """Embeddings have a norm of their own; there is no longest text."""
-    reader.ignore(*UNUSED)
-    norm = layer_norm(reader)
-    slopes = alibi_slopes(sizes(reader)["heads"])
-    attention = attention_layers(reader, alibi=slopes, qkv_bias=True, output_bias=True)
-    plain = feed_forward(
-        reader, 4 * width(reader), keys=(), default="gelu_new", gated=False, bias=True
+    config.ignore(
+        "attention_softmax_in_fp32 bias_dropout_fusion masked_softmax_fusion n_inner offset_alibi"
+        " seq_length skip_bias_add skip_bias_add_qkv slow_but_exact unk_token_id"
     )
-    after = reader.get("apply_residual_connection_post_layernorm", default=False)
-    return decoder(
-        reader,
-        blocks(attention, plain, norm, residual_after_norm=after),
+    norm = config.layer_norm()
+    after = config.get("apply_residual_connection_post_layernorm", default=False)
+    return config.decoder(
         norm,
+        config.feed_forward(4 * config.width, "gelu_new", (), gated=False, bias=True),
         tied=True,
-        context=context(reader, 2048),
-        embedding=EmbeddingConfig(norm=norm),
+        block={"residual_after_norm": after},
+        embedding={"norm": norm},
+        alibi=alibi_slopes(config.heads),
+        qkv_bias=True,
+        output_bias=True,
     )
 
 
@@ -64,31 +40,27 @@ def mpt_slopes(heads: int, strongest: float) -> tuple[float, ...]:
     return slopes if power == heads else (*slopes[1::2], *slopes[::2])[:heads]
 
 
-def mpt(reader: ConfigReader) -> DecoderConfig:
-    """No biases, not even of LayerNorm; sizes of attention in a dictionary of their own."""
-    reader.ignore("init_config", "init_device", "verbose", "emb_pdrop", "learned_pos_emb")
-    reader.expect("no_bias", True)
-    reader.expect("norm_type", "low_precision_layernorm", "layernorm")
-    reader.expect("embedding_fraction", 1.0)
-    reader.expect("logit_scale", None)
-    inner = reader.inner("attn_config")
-    inner.ignore("attn_impl", "attn_pdrop", "model_type", "base_config_key")
-    for name, value in (("alibi", True), ("prefix_lm", False), ("qk_ln", False)):
-        inner.expect(name, value)
-    inner.expect("attn_type", "multihead_attention")
-    inner.expect("attn_uses_sequence_id", False)
-    norm = NormConfig(kind="layer", eps=reader.get("layer_norm_epsilon", default=1e-5))
-    shape = sizes(reader)
-    attention = attention_layers(
-        reader,
-        alibi=mpt_slopes(shape["heads"], inner.get("alibi_bias_max", default=8)),
-        scale=inner.get("softmax_scale", default=None),
-        clip_qkv=inner.get("clip_qkv", default=None),
-    )
+def mpt(config: HubConfig) -> DecoderConfig:
+    """No biases, not even of LayerNorm; attention's settings in a dictionary of their own."""
+    config.ignore("init_config init_device verbose emb_pdrop learned_pos_emb")
+    config.ignore("expansion_ratio")  # transformers makes it 4 whatever this says
+    config.expect(no_bias=True, embedding_fraction=1.0, logit_scale=None)
+    config.expect(norm_type=("low_precision_layernorm", "layernorm"))
+    inner = config.inner("attn_config")
+    inner.ignore("attn_impl attn_pdrop model_type base_config_key")
+    inner.expect(alibi=True, prefix_lm=False, qk_ln=False, attn_uses_sequence_id=False)
+    inner.expect(attn_type="multihead_attention")
+    slopes = mpt_slopes(config.heads, inner.get("alibi_bias_max", default=8))
+    scale, clip = (inner.get(name, default=None) for name in ("softmax_scale", "clip_qkv"))
     inner.finish()
-    reader.ignore("expansion_ratio")  # transformers makes it 4 whatever this says
-    plain = feed_forward(reader, 4 * width(reader), keys=(), default="gelu", gated=False)
-    return decoder(reader, blocks(attention, plain, norm), norm, tied=True)
+    return config.decoder(
+        config.layer_norm(bias=False),
+        config.feed_forward(4 * config.width, "gelu", (), gated=False),
+        tied=True,
+        alibi=slopes,
+        scale=scale,
+        clip_qkv=clip,
+    )
 
 
 def falcon_slopes(heads: int, head_dim: int) -> tuple[float, ...]:
@@ -97,92 +69,65 @@ def falcon_slopes(heads: int, head_dim: int) -> tuple[float, ...]:
     return tuple(2 * slope * head_dim**-0.5 for slope in alibi_slopes(heads))
 
 
-def falcon(reader: ConfigReader) -> DecoderConfig:
+def falcon(config: HubConfig) -> DecoderConfig:
     """Three forms: 7b (one key-value head, one norm, parallel), 40b (groups, two norms,
     parallel) and rw (ALiBi, biases, sequential)."""
-    new = reader.get("new_decoder_architecture", default=False)
-    reader.expect("apply_residual_connection_post_layernorm", False)
-    norm = layer_norm(reader)
-    shape = sizes(reader)
-    heads = shape["heads"]
-    kv_heads = reader.get("num_kv_heads", "n_head_kv", default=heads) if new else heads
-    if not new and reader.get("multi_query", default=True):
-        kv_heads = 1
-    bias = reader.get("bias", default=False)
-    turned = not reader.get("alibi", default=False)
-    attention = attention_layers(
-        reader,
-        kv_heads=kv_heads,
-        rope=read_rope(reader, shape["head_dim"]) if turned else None,
-        alibi=() if turned else falcon_slopes(heads, shape["head_dim"]),
+    config.expect(apply_residual_connection_post_layernorm=False)
+    new = config.get("new_decoder_architecture", default=False)
+    single = config.get("multi_query", default=True)
+    groups = config.get("num_kv_heads", "n_head_kv", default=config.heads)
+    bias, turned = config.get("bias", default=False), not config.get("alibi", default=False)
+    size = config.width // config.heads
+    rope = config.rope(size)
+    norms = config.get("num_ln_in_parallel_attn", default=2 if new else 1)
+    block: dict[str, Any] = {}
+    if config.get("parallel_attn", default=True) or new:
+        block = {"form": "parallel", **({} if norms == 2 else {"feed_forward_norm": None})}
+    width = config.get("ffn_hidden_size", default=None) or 4 * config.width
+    return config.decoder(
+        config.layer_norm(),
+        config.feed_forward(width, "gelu", ("activation",), gated=False, bias=bias),
+        tied=True,
+        block=block,
+        kv_heads=groups if new else 1 if single else config.heads,
+        rope=rope if turned else None,
+        alibi=() if turned else falcon_slopes(config.heads, size),
         qkv_bias=bias,
         output_bias=bias,
     )
-    reader.ignore("rope_theta", "rope_scaling", "rope_parameters", "num_kv_heads", "multi_query")
-    wide = reader.get("ffn_hidden_size", default=None) or 4 * width(reader)
-    plain = feed_forward(reader, wide, keys=("activation",), default="gelu", gated=False, bias=bias)
-    form: dict[str, Any] = {}
-    norms = reader.get("num_ln_in_parallel_attn", default=2 if new else 1)
-    if new or reader.get("parallel_attn", default=True):
-        form = (
-            {"form": "parallel"} if norms == 2 else {"form": "parallel", "feed_forward_norm": None}
-        )
-    reader.ignore("parallel_attn")
-    return decoder(
-        reader,
-        blocks(attention, plain, norm, **form),
-        norm,
-        tied=True,
-        context=context(reader, 2048),
-    )
 
 
-LINEAR = {
-    "self_attention.dense": "self_attn.o_proj",
-    "mlp.dense_h_to_4h": "mlp.up_proj",
-    "mlp.dense_4h_to_h": "mlp.down_proj",
-}
-NORMS = {
-    "input_layernorm": "input_layernorm",
-    "post_attention_layernorm": "post_attention_layernorm",
-}
-PARALLEL_NORMS = {"ln_attn": "input_layernorm", "ln_mlp": "post_attention_layernorm"}
-FRAME = (
-    rename("transformer.word_embeddings", "model.embed_tokens"),
-    rename("transformer.word_embeddings_layernorm", "model.embed_norm"),
-    rename("transformer.ln_f", "model.norm"),
+LINEAR = (
+    "self_attention.dense=self_attn.o_proj mlp.dense_h_to_4h=mlp.up_proj"
+    " mlp.dense_4h_to_h=mlp.down_proj "
 )
+NORMS = "input_layernorm post_attention_layernorm"
+PARALLEL_NORMS = "ln_attn=input_layernorm ln_mlp=post_attention_layernorm"
 BARE = ((r"^(word_embeddings|word_embeddings_layernorm|ln_f|h)\.", r"transformer.\1."),)
 
 
 def _fused_rules(decoder: DecoderConfig) -> tuple[Rule, ...]:
     """BLOOM's and Falcon's projection holds, for each key-value head, its queries, key and value;
     with a single key-value head that is [all queries; key; value]."""
-    theirs = "transformer.h.{i}"
-    block = decoder.blocks[0]
+    theirs, block = "transformer.h.{i}", decoder.blocks[0]
     two = block.form == "parallel" and block.feed_forward_norm is not None
     return (
-        *FRAME,
-        qkv_rule(f"{theirs}.self_attention.query_key_value", attention_of(decoder), grouped=True),
-        *layer_rules(theirs, {**LINEAR, **(PARALLEL_NORMS if two else NORMS)}),
+        *outer("transformer.word_embeddings=model.embed_tokens transformer.ln_f=model.norm"),
+        *outer("transformer.word_embeddings_layernorm=model.embed_norm"),
+        qkv(f"{theirs}.self_attention.query_key_value", attention_of(decoder), grouped=True),
+        *names(LINEAR + (PARALLEL_NORMS if two else NORMS), theirs),
     )
 
 
 def _mpt_rules(decoder: DecoderConfig) -> tuple[Rule, ...]:
     theirs = "transformer.blocks.{i}"
     return (
-        rename("transformer.wte", "model.embed_tokens"),
-        rename("transformer.norm_f", "model.norm"),
-        qkv_rule(f"{theirs}.attn.Wqkv", attention_of(decoder)),
-        *layer_rules(
+        *outer("transformer.wte=model.embed_tokens transformer.norm_f=model.norm"),
+        qkv(f"{theirs}.attn.Wqkv", attention_of(decoder)),
+        *names(
+            "attn.out_proj=self_attn.o_proj ffn.up_proj=mlp.up_proj ffn.down_proj=mlp.down_proj"
+            " norm_1=input_layernorm norm_2=post_attention_layernorm",
             theirs,
-            {
-                "attn.out_proj": "self_attn.o_proj",
-                "ffn.up_proj": "mlp.up_proj",
-                "ffn.down_proj": "mlp.down_proj",
-                "norm_1": "input_layernorm",
-                "norm_2": "post_attention_layernorm",
-            },
         ),
     )
 

@@ -1,4 +1,8 @@
-"""What most families share: sizes, norms, layer patterns and the frame around the blocks."""
+"""A ``config.json`` read in the field's words: what most families share.
+
+A family's function takes a ``HubConfig`` and returns its ``DecoderConfig``; every method here
+reads keys under the names that vendors use and leaves the strict accounting to the reader.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from mlxtx.decoder.config import (
     AttentionConfig,
     BlockConfig,
     DecoderConfig,
+    EmbeddingConfig,
     ExpertsConfig,
     FeedForwardConfig,
     HeadConfig,
@@ -18,89 +23,18 @@ from mlxtx.decoder.config import (
     RopeConfig,
 )
 from mlxtx.families.reader import ConfigReader
+from mlxtx.families.rope import make_rope, rope_parameters
 
-# The same size under different names; the first one present counts.
-WIDTH = ("hidden_size", "n_embd", "d_model", "n_embed")
-LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
-CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "seq_length")
+FULL, SLIDING = "full_attention", "sliding_attention"
 
-# transformers' names of activations -> ours
+# transformers' names of activations that are not ours
 ACTIVATIONS = {
-    "silu": "silu",
     "swish": "silu",
-    "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "quick_gelu": "gelu_quick",
-    "relu": "relu",
-    "relu2": "relu2",
-    "xielu": "xielu",
-    "sigmoid": "sigmoid",
-    "tanh": "tanh",
 }
-
-
-def width(reader: ConfigReader) -> int:
-    return reader.get(*WIDTH)
-
-
-def layers(reader: ConfigReader) -> int:
-    return reader.get(*LAYERS)
-
-
-def context(reader: ConfigReader, default: int | None = None) -> int:
-    return reader.get(*CONTEXT) if default is None else reader.get(*CONTEXT, default=default)
-
-
-def activation(reader: ConfigReader, *names: str, default: str = "silu") -> str:
-    name = reader.get(*(names or ("hidden_act",)), default=default)
-    return ACTIVATIONS.get(name, name)
-
-
-def rms_norm(reader: ConfigReader, default: float = 1e-6, **fields: Any) -> NormConfig:
-    return NormConfig(eps=reader.get("rms_norm_eps", default=default), **fields)
-
-
-def layer_norm(
-    reader: ConfigReader, *names: str, default: float = 1e-5, **fields: Any
-) -> NormConfig:
-    """LayerNorm with a bias unless told otherwise."""
-    eps = reader.get(*(names or ("layer_norm_epsilon", "layer_norm_eps")), default=default)
-    return NormConfig(**{"kind": "layer", "eps": eps, "bias": True, **fields})
-
-
-def sizes(reader: ConfigReader, **known: Any) -> dict[str, Any]:
-    """heads, kv_heads and head_dim; ``known`` wins over what the config says."""
-    heads = reader.get(*HEADS)
-    own = reader.get("head_dim", default=None)
-    return {
-        "heads": heads,
-        "kv_heads": reader.get("num_key_value_heads", default=heads),
-        "head_dim": own or width(reader) // heads,
-        **known,
-    }
-
-
-def layer_types(reader: ConfigReader, default: Sequence[str] | None = None) -> list[str]:
-    """``layer_types``, or what the family takes for granted, one name a layer."""
-    types = reader.get("layer_types", default=default)
-    return list(types) if types else ["full_attention"] * layers(reader)
-
-
-def every(reader: ConfigReader, step: int) -> list[str]:
-    """Full attention in every ``step``-th layer, a sliding window in the others."""
-    return [
-        "full_attention" if (i + 1) % step == 0 else "sliding_attention"
-        for i in range(layers(reader))
-    ]
-
-
-def windows(reader: ConfigReader, types: Sequence[str], default: int | None = None) -> list:
-    """Each layer's window in tokens, None where it sees everything."""
-    window = reader.get("sliding_window", default=default)
-    return [window if kind == "sliding_attention" else None for kind in types]
 
 
 def per_layer(value: Any, count: int) -> list:
@@ -110,76 +44,149 @@ def per_layer(value: Any, count: int) -> list:
 
 def head_norm(norm: NormConfig, over: Any = "head") -> dict[str, Any]:
     """The same norm for queries and keys."""
-    each = HeadNormConfig(norm=norm, over=over)
-    return {"q_norm": each, "k_norm": each}
+    return dict.fromkeys(("q_norm", "k_norm"), HeadNormConfig(norm=norm, over=over))
 
 
-def attention_layers(
-    reader: ConfigReader,
-    *,
-    rope: RopeConfig | list[RopeConfig | None] | None = None,
-    window: int | list | None = None,
-    **fields: Any,
-) -> list[AttentionConfig]:
-    """Ordinary attention for every layer; ``fields`` are those of ``AttentionConfig``."""
-    count = layers(reader)
-    fields = {**sizes(reader), **fields}
-    return [
-        AttentionConfig(**fields, rope=one_rope, window=one_window)
-        for one_rope, one_window in zip(
-            per_layer(rope, count), per_layer(window, count), strict=True
+def behind(norm: NormConfig) -> dict[str, Any]:
+    """The same norm behind both branches."""
+    return dict.fromkeys(("attention_output_norm", "feed_forward_output_norm"), norm)
+
+
+class HubConfig(ConfigReader):
+    """One ``config.json``. ``default`` is always what the family takes for granted."""
+
+    @property
+    def width(self) -> int:
+        return self.get("hidden_size", "n_embd", "d_model", "n_embed")
+
+    @property
+    def layers(self) -> int:
+        return self.get("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+
+    @property
+    def heads(self) -> int:
+        return self.get("num_attention_heads", "n_head", "n_heads", "num_heads")
+
+    @property
+    def context(self) -> int:
+        """The longest text; a family without positions may not say."""
+        names = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "seq_length")
+        return self.get(*names, default=2048)
+
+    def head_dim(self, default: int | None = None) -> int:
+        own = self.nullable("head_dim", default)
+        return own or self.width // self.heads
+
+    def layer_types(self, default: Sequence[str] | None = None) -> list[str]:
+        """The kind of attention of each layer."""
+        return list(self.get("layer_types", default=None) or default or [FULL] * self.layers)
+
+    def every(self, step: int) -> list[str]:
+        """Full attention in every ``step``-th layer, a sliding window in the others."""
+        return [SLIDING if (i + 1) % step else FULL for i in range(self.layers)]
+
+    def windows(self, types: Sequence[str], default: int | None = None) -> list[int | None]:
+        """Each layer's window in tokens, None where it sees everything."""
+        window = self.nullable("sliding_window", default)
+        return [window if kind == SLIDING else None for kind in types]
+
+    def rms_norm(self, default: float = 1e-6, **fields: Any) -> NormConfig:
+        return NormConfig(eps=self.get("rms_norm_eps", default=default), **fields)
+
+    def layer_norm(self, name: str = "layer_norm_epsilon", **fields: Any) -> NormConfig:
+        """LayerNorm, with a bias unless told otherwise; ``name`` is where its epsilon stands."""
+        eps = self.get(name, default=1e-5)
+        return NormConfig(**{"kind": "layer", "eps": eps, "bias": True, **fields})
+
+    def feed_forward(
+        self,
+        width: str | int = "intermediate_size",
+        activation: str = "silu",
+        keys: tuple[str, ...] = ("hidden_act",),
+        **fields: Any,
+    ) -> FeedForwardConfig:
+        """Gated unless ``fields`` say otherwise; ``width`` is a key or a number, ``activation``
+        the default, ``keys`` where the config may name another."""
+        name = self.get(*keys, default=activation)
+        size = self.get(width) if isinstance(width, str) else width
+        return FeedForwardConfig(width=size, activation=ACTIVATIONS.get(name, name), **fields)
+
+    def biases(self, default: bool = False) -> dict[str, Any]:
+        """One switch for the biases of all four projections."""
+        bias = self.get("attention_bias", "qkv_bias", default=default)
+        return {"qkv_bias": bias, "output_bias": bias}
+
+    def rope(
+        self,
+        head_dim: int | None = None,
+        layer_type: str | None = None,
+        *,
+        fields: dict[str, Any] | None = None,
+        **defaults: Any,
+    ) -> RopeConfig:
+        """RoPE of a layer type; ``fields`` are more of ``RopeConfig``'s, ``defaults`` the
+        family's (see ``rope_parameters``)."""
+        parameters = rope_parameters(self, layer_type, **defaults)
+        return make_rope(parameters, head_dim or self.head_dim(), self.context, **(fields or {}))
+
+    def attention(
+        self, *, rope: Any = None, window: Any = None, **fields: Any
+    ) -> list[AttentionConfig]:
+        """Ordinary attention for every layer. ``rope`` and ``window`` may be lists; ``fields`` are
+        those of ``AttentionConfig``."""
+        fields = {
+            "heads": self.heads,
+            "kv_heads": self.get("num_key_value_heads", default=self.heads),
+            "head_dim": fields.get("head_dim") or self.head_dim(),
+            **fields,
+        }
+        ropes, windows = per_layer(rope, self.layers), per_layer(window, self.layers)
+        return [
+            AttentionConfig(**fields, rope=one, window=other)
+            for one, other in zip(ropes, windows, strict=True)
+        ]
+
+    def blocks(
+        self,
+        norm: NormConfig | None,
+        feed_forward: FeedForwardConfig | ExpertsConfig | list,
+        attention: Sequence[AttentionConfig | LatentAttentionConfig],
+        **fields: Any,
+    ) -> list[BlockConfig]:
+        """One block a layer, ``norm`` before both branches unless ``fields`` say otherwise."""
+        fields = {"attention_norm": norm, "feed_forward_norm": norm, **fields}
+        return [
+            BlockConfig(attention=one, feed_forward=other, **fields)
+            for one, other in zip(attention, per_layer(feed_forward, self.layers), strict=True)
+        ]
+
+    def decoder(
+        self,
+        norm: NormConfig | None,
+        feed_forward: FeedForwardConfig | ExpertsConfig | list,
+        *,
+        tied: bool = False,
+        block: dict[str, Any] | None = None,
+        embedding: dict[str, Any] | None = None,
+        head: dict[str, Any] | None = None,
+        whole: dict[str, Any] | None = None,
+        layers: Sequence[AttentionConfig | LatentAttentionConfig] | None = None,
+        **attention: Any,
+    ) -> DecoderConfig:
+        """The whole decoder: ``norm`` before both branches and at the end, attention as
+        ``attention`` says (or ``layers``), and more fields of the blocks, the embedding, the head
+        and the whole. ``tied`` is the default for the head."""
+        body = self.blocks(
+            norm, feed_forward, layers or self.attention(**attention), **(block or {})
         )
-    ]
-
-
-def feed_forward(
-    reader: ConfigReader,
-    width: str | int = "intermediate_size",
-    *,
-    default: str = "silu",
-    keys: tuple[str, ...] = ("hidden_act",),
-    **fields: Any,
-) -> FeedForwardConfig:
-    """A feed-forward, gated unless ``fields`` say otherwise; ``default`` is the family's
-    activation, ``keys`` where the config names one."""
-    return FeedForwardConfig(
-        width=reader.get(width) if isinstance(width, str) else width,
-        activation=activation(reader, *keys, default=default),
-        **fields,
-    )
-
-
-def blocks(
-    attention: Sequence[AttentionConfig | LatentAttentionConfig],
-    feed_forward: FeedForwardConfig | ExpertsConfig | list,
-    norm: NormConfig | None,
-    **fields: Any,
-) -> list[BlockConfig]:
-    """One block a layer, with the same norm before both branches unless ``fields`` say more."""
-    fields = {"attention_norm": norm, "feed_forward_norm": norm, **fields}
-    return [
-        BlockConfig(attention=one, feed_forward=other, **fields)
-        for one, other in zip(attention, per_layer(feed_forward, len(attention)), strict=True)
-    ]
-
-
-def decoder(
-    reader: ConfigReader,
-    blocks: Sequence[BlockConfig],
-    norm: NormConfig | None,
-    *,
-    tied: bool = False,
-    head: dict[str, Any] | None = None,
-    **fields: Any,
-) -> DecoderConfig:
-    """The frame: vocabulary, width, context, final norm and head. ``tied`` is the default."""
-    fields.setdefault("context", None)
-    fields["context"] = fields["context"] or context(reader)
-    return DecoderConfig(
-        vocabulary=reader.get("vocab_size"),
-        width=width(reader),
-        blocks=tuple(blocks),
-        final_norm=norm,
-        head=HeadConfig(tied=reader.get("tie_word_embeddings", default=tied), **(head or {})),
-        **fields,
-    )
+        tied = self.get("tie_word_embeddings", default=tied)
+        fields = {
+            "vocabulary": self.get("vocab_size"),
+            "width": self.width,
+            "context": self.context,
+            "blocks": tuple(body),
+            "final_norm": norm,
+            "embedding": EmbeddingConfig(**(embedding or {})),
+            "head": HeadConfig(tied=tied, **(head or {})),
+        }
+        return DecoderConfig(**{**fields, **(whole or {})})

@@ -8,8 +8,8 @@ from typing import Any
 
 from mlxtx.decoder.config import ConfigError, DecoderConfig
 from mlxtx.errors import MlxtxError
+from mlxtx.families.common import HubConfig
 from mlxtx.families.names import SAVED_BUFFERS, Drop, NameMap, Rule
-from mlxtx.families.reader import ConfigReader
 
 Rules = tuple[Rule, ...] | Callable[[DecoderConfig], tuple[Rule, ...]]
 
@@ -21,7 +21,7 @@ class Family:
     ``packed_rules`` take their place where ``quantization_config`` says mxfp4."""
 
     model_type: str
-    read: Callable[[ConfigReader], DecoderConfig]
+    read: Callable[[HubConfig], DecoderConfig]
     rules: Rules = ()
     aliases: tuple[tuple[str, str], ...] = ()
     drops: tuple[Drop, ...] = ()
@@ -40,12 +40,12 @@ class Family:
         return replace(decoder, prediction_heads=decoder.prediction_heads[:held])
 
     def _read(self, config: Mapping[str, Any]) -> DecoderConfig:
-        reader = ConfigReader(config)
+        hub = HubConfig(config)
         try:
-            decoder = self.read(reader)
+            decoder = self.read(hub)
         except ConfigError as error:
             raise MlxtxError(f"config.json describes no possible decoder: {error}") from None
-        reader.finish()
+        hub.finish()
         return decoder
 
     def names(self, config: Mapping[str, Any]) -> NameMap:

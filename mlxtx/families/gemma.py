@@ -1,114 +1,235 @@
-"""Gemma: scaled embeddings, zero-centred norms, sandwich norms from the second generation on."""
+"""Gemma: scaled embeddings, zero-centred norms, sandwich norms from the second generation on; the
+fourth has heads of two sizes, keys that serve as values, layers that share a cache, embeddings of
+their own for every layer, and experts beside the feed-forward."""
 
 from __future__ import annotations
 
-from mlxtx.decoder.config import DecoderConfig, EmbeddingConfig
-from mlxtx.families.common import (
-    attention_layers,
-    blocks,
-    decoder,
-    every,
-    feed_forward,
-    head_norm,
-    layer_types,
-    rms_norm,
-    width,
-    windows,
+from dataclasses import replace
+from typing import Any
+
+from mlxtx.decoder.config import (
+    AttentionConfig,
+    DecoderConfig,
+    ExpertsConfig,
+    HeadNormConfig,
+    NormConfig,
+    RouterConfig,
 )
+from mlxtx.families.common import FULL, SLIDING, HubConfig, behind, head_norm
 from mlxtx.families.family import Family
-from mlxtx.families.llama import biases, head_dim
+from mlxtx.families.names import Rule
 from mlxtx.families.reader import ConfigReader
-from mlxtx.families.rope import read_rope
-from mlxtx.families.rules import LAYER, OUTPUT_NORMS, layer_rules
+from mlxtx.families.rules import LAYER, OUTPUT_NORMS, names, outer, tensor
+from mlxtx.families.transforms import Split
 
-GELU = ("hidden_activation",)
+GELU: dict[str, Any] = {
+    "keys": ("hidden_activation", "hidden_act"),
+    "activation": "gelu_pytorch_tanh",
+}
 
 
-def _embedding(reader: ConfigReader) -> EmbeddingConfig:
-    return EmbeddingConfig(multiplier=width(reader) ** 0.5)
-
-
-def gemma(reader: ConfigReader) -> DecoderConfig:
+def gemma(config: HubConfig) -> DecoderConfig:
     """Its files say ``gelu`` where they mean the tanh form."""
-    reader.expect("use_bidirectional_attention", None, False)
-    norm = rms_norm(reader, offset=1.0)
-    size = head_dim(reader, 256)
-    rope = read_rope(reader, size)
-    attention = attention_layers(reader, head_dim=size, rope=rope, **biases(reader))
-    said = reader.get("hidden_act", "hidden_activation", default="gelu")
-    gated = feed_forward(reader, keys=("hidden_activation", "hidden_act"))
-    if said == "gelu":
-        gated = feed_forward(reader, keys=GELU, default="gelu_pytorch_tanh")
-    return decoder(
-        reader, blocks(attention, gated, norm), norm, tied=True, embedding=_embedding(reader)
-    )
-
-
-def gemma2(reader: ConfigReader) -> DecoderConfig:
-    """Soft caps, a window in every other layer."""
-    reader.expect("use_bidirectional_attention", None, False)
-    norm = rms_norm(reader, offset=1.0)
-    types = layer_types(reader, every(reader, 2))
-    size = head_dim(reader, 256)
-    return _sandwich(
-        reader,
-        norm,
-        rope=read_rope(reader, size),
+    config.expect(use_bidirectional_attention=(None, False))
+    if config.get("hidden_act", "hidden_activation", default="gelu") == "gelu":
+        config.config["hidden_activation"] = "gelu_pytorch_tanh"
+    size = config.head_dim(256)
+    return config.decoder(
+        config.rms_norm(offset=1.0),
+        config.feed_forward(**GELU),
+        tied=True,
+        embedding={"multiplier": config.width**0.5},
         head_dim=size,
-        window=windows(reader, types, 4096),
-        softcap=reader.nullable("attn_logit_softcapping", 50.0),
-        cap=reader.nullable("final_logit_softcapping", 30.0),
+        rope=config.rope(size),
+        **config.biases(),
     )
 
 
-def gemma3_text(reader: ConfigReader) -> DecoderConfig:
-    """Five layers with a window and a rotary base of their own to one that sees everything."""
-    reader.expect("use_bidirectional_attention", False, None)
-    norm = rms_norm(reader, offset=1.0)
-    step = reader.get("sliding_window_pattern", "_sliding_window_pattern", default=6)
-    types = layer_types(reader, every(reader, step))
-    size = head_dim(reader, 256)
-    local = read_rope(
-        reader, size, "sliding_attention", theta=1e4, theta_names=("rope_local_base_freq",)
-    )
-    full = read_rope(reader, size, "full_attention", theta=1e6)
-    return _sandwich(
-        reader,
+def _sandwich(config: HubConfig, cap: float | None, **attention: Any) -> DecoderConfig:
+    norm = config.rms_norm(offset=1.0)
+    return config.decoder(
         norm,
-        rope=[local if kind == "sliding_attention" else full for kind in types],
-        head_dim=size,
-        window=windows(reader, types, 4096),
-        softcap=reader.get("attn_logit_softcapping", default=None),
-        cap=reader.get("final_logit_softcapping", default=None),
-        **head_norm(norm),
-    )
-
-
-def _sandwich(reader: ConfigReader, norm, *, cap: float | None, **attention) -> DecoderConfig:
-    layers = attention_layers(
-        reader,
-        scale=reader.get("query_pre_attn_scalar", default=256) ** -0.5,
-        **biases(reader),
+        config.feed_forward(**GELU),
+        tied=True,
+        block=behind(norm),
+        embedding={"multiplier": config.width**0.5},
+        head={"softcap": cap},
+        scale=config.get("query_pre_attn_scalar", default=256) ** -0.5,
+        **config.biases(),
         **attention,
     )
-    body = blocks(
-        layers,
-        feed_forward(reader, keys=("hidden_activation", "hidden_act"), default="gelu_pytorch_tanh"),
+
+
+def gemma2(config: HubConfig) -> DecoderConfig:
+    """Soft caps, a window in every other layer."""
+    config.expect(use_bidirectional_attention=(None, False))
+    size = config.head_dim(256)
+    return _sandwich(
+        config,
+        config.nullable("final_logit_softcapping", 30.0),
+        softcap=config.nullable("attn_logit_softcapping", 50.0),
+        head_dim=size,
+        rope=config.rope(size),
+        window=config.windows(config.layer_types(config.every(2)), 4096),
+    )
+
+
+def gemma3_text(config: HubConfig) -> DecoderConfig:
+    """Five layers with a window and a rotary base of their own to one that sees everything."""
+    config.expect(use_bidirectional_attention=(None, False))
+    step = config.get("sliding_window_pattern", "_sliding_window_pattern", default=6)
+    types = config.layer_types(config.every(step))
+    size = config.head_dim(256)
+    ropes = {
+        SLIDING: config.rope(size, SLIDING, theta=1e4, theta_names=("rope_local_base_freq",)),
+        FULL: config.rope(size, FULL, theta=1e6),
+    }
+    return _sandwich(
+        config,
+        config.get("final_logit_softcapping", default=None),
+        softcap=config.get("attn_logit_softcapping", default=None),
+        head_dim=size,
+        rope=[ropes[kind] for kind in types],
+        window=config.windows(types, 4096),
+        **head_norm(config.rms_norm(offset=1.0)),
+    )
+
+
+def _gemma4_shapes(config: HubConfig, types: list[str]) -> list[dict[str, Any]]:
+    """head_dim and kv_heads of each layer: full layers have larger heads, and perhaps fewer, said
+    for all of them at once or in ``per_layer_config``."""
+    key_is_value = config.get("attention_k_eq_v", default=False)
+    plain = {"head_dim": config.head_dim(256), "kv_heads": config.get("num_key_value_heads")}
+    full = {"head_dim": config.get("global_head_dim", default=512)}
+    fewer = config.get("num_global_key_value_heads", default=None)
+    if fewer and key_is_value:
+        full["kv_heads"] = fewer
+    said = config.get("per_layer_config", default=None)
+    if said is None:
+        return [{**plain, **(full if kind == FULL else {})} for kind in types]
+    shapes: list[dict[str, Any]] = []
+    for i in range(len(types)):
+        layer = ConfigReader(said.get(str(i), {}), f"{config.owner}'s per_layer_config")
+        shapes.append(
+            {
+                "head_dim": layer.get("head_dim", default=plain["head_dim"]),
+                "kv_heads": layer.get("num_key_value_heads", default=plain["kv_heads"]),
+            }
+        )
+        layer.finish()
+    return shapes
+
+
+GEMMA4_FULL_ROPE = {
+    "rope_type": "proportional",
+    "partial_rotary_factor": 0.25,
+    "rope_theta": 1e6,
+}
+
+
+def _gemma4_attention(config: HubConfig, types: list[str]) -> list[AttentionConfig]:
+    """The last layers attend over the rows of the last layer of their kind before them."""
+    norm, window = config.rms_norm(), config.nullable("sliding_window", 512)
+    own = config.layers - config.get("num_kv_shared_layers", default=0)
+    key_is_value = config.get("attention_k_eq_v", default=False)
+    ropes = {SLIDING: {"rope_theta": 1e4}, FULL: GEMMA4_FULL_ROPE}
+    layers = []
+    for i, (kind, shape) in enumerate(zip(types, _gemma4_shapes(config, types), strict=True)):
+        earlier = [j for j in range(own) if types[j] == kind]
+        layers.append(
+            AttentionConfig(
+                heads=config.heads,
+                **shape,
+                scale=1.0,
+                rope=config.rope(shape["head_dim"], kind, otherwise=ropes),
+                window=window if kind == SLIDING else None,
+                v_norm=HeadNormConfig(norm=replace(norm, weight=False)),
+                value_is_key=key_is_value and kind == FULL,
+                shares_cache_of=earlier[-1] if i >= own else None,
+                **config.biases(),
+                **head_norm(norm),
+            )
+        )
+    return layers
+
+
+def gemma4_text(config: HubConfig) -> DecoderConfig:
+    config.expect(use_bidirectional_attention=(None, "vision"))
+    norm = config.rms_norm()
+    types = config.layer_types(config.every(6))
+    types[-1] = FULL
+    inner = config.nullable("hidden_size_per_layer_input", 256)
+    first_sharing = config.layers - config.get("num_kv_shared_layers", default=0)
+    wide = 2 if config.get("use_double_wide_mlp", default=False) else 1
+    gated = config.feed_forward(**GELU)
+    double = replace(gated, width=wide * gated.width)
+    body = [gated if i < first_sharing else double for i in range(config.layers)]
+    experts: dict[str, Any] = {}
+    if config.get("enable_moe_block", default=False):
+        experts = {"experts": _gemma4_experts(config, norm)}
+    config.ignore("num_experts top_k_experts moe_intermediate_size")
+    return config.decoder(
         norm,
-        attention_output_norm=norm,
-        feed_forward_output_norm=norm,
-    )
-    return decoder(
-        reader, body, norm, tied=True, embedding=_embedding(reader), head={"softcap": cap}
+        body,
+        tied=True,
+        block={**behind(norm), **experts, "layer_scale": True, "per_layer_input": inner or None},
+        embedding={
+            "multiplier": config.width**0.5,
+            "per_layer": inner or None,
+            "per_layer_vocabulary": config.get("vocab_size_per_layer_input", default=262144),
+        },
+        head={"softcap": config.get("final_logit_softcapping", default=None)},
+        layers=_gemma4_attention(config, types),
     )
 
 
-SANDWICH = layer_rules(
-    LAYER, {**OUTPUT_NORMS, "pre_feedforward_layernorm": "post_attention_layernorm"}
-)
+def _gemma4_experts(config: HubConfig, norm: NormConfig) -> ExpertsConfig:
+    """The router normalises its input and scales each expert's weight."""
+    return ExpertsConfig(
+        count=config.get("num_experts"),
+        per_token=config.get("top_k_experts"),
+        expert=config.feed_forward("moe_intermediate_size", **GELU),
+        router=RouterConfig(normalize=True, norm=norm, expert_scale=True),
+    )
+
+
+def _gemma4_rules(decoder: DecoderConfig) -> tuple[Rule, ...]:
+    rules = names(
+        "post_feedforward_layernorm_1=dense_output_layernorm"
+        " post_feedforward_layernorm_2=experts_output_layernorm"
+        " pre_feedforward_layernorm_2=experts_layernorm router.proj=experts.gate"
+        " per_layer_input_gate=per_layer.gate per_layer_projection=per_layer.projection"
+        " post_per_layer_input_norm=per_layer.norm"
+    )
+    experts = decoder.blocks[0].experts
+    if experts is not None:
+        width, ours = experts.expert.width, f"{LAYER}.experts.switch_mlp"
+        rules += (
+            tensor("router.scale", "experts.gate.norm.weight"),
+            tensor("router.per_expert_scale", "experts.gate.expert_scale"),
+            Rule(
+                (f"{LAYER}.experts.gate_up_proj",),
+                (f"{ours}.gate_proj.weight", f"{ours}.up_proj.weight"),
+                Split((width, width)),
+            ),
+            Rule((f"{LAYER}.experts.down_proj",), (f"{ours}.down_proj.weight",)),
+        )
+    return (
+        *SANDWICH,
+        *rules,
+        *outer(
+            "model.embed_tokens_per_layer=model.per_layer.embed_tokens"
+            " model.per_layer_model_projection=model.per_layer.projection"
+            " model.per_layer_projection_norm=model.per_layer.norm"
+        ),
+    )
+
+
+SANDWICH = OUTPUT_NORMS + names("pre_feedforward_layernorm=post_attention_layernorm")
 
 FAMILIES = (
     Family("gemma", gemma),
     Family("gemma2", gemma2, SANDWICH),
     Family("gemma3_text", gemma3_text, SANDWICH),
+    Family("gemma4_text", gemma4_text, _gemma4_rules),
 )

@@ -10,76 +10,35 @@ from mlxtx.errors import MlxtxError
 _MISSING = object()
 
 # Keys that don't change what a decoder computes when it answers.
-HARMLESS = frozenset(
-    [
-        "_attn_implementation_autoset",
-        "_attn_implementation_internal",
-        "_name_or_path",
-        "architectures",
-        "attention_dropout",
-        "attn_implementation",
-        "attn_pdrop",
-        "auto_map",
-        "bad_words_ids",
-        "bos_token_id",
-        "cache_implementation",
-        "chunk_size_feed_forward",
-        "classifier_dropout",
-        "dtype",
-        "embd_pdrop",
-        "embedding_dropout",
-        "eos_token_id",
-        "finetuning_task",
-        "forced_bos_token_id",
-        "forced_eos_token_id",
-        "gradient_checkpointing",
-        "hidden_dropout",
-        "hidden_dropout_prob",
-        "id2label",
-        "initializer_range",
-        "is_decoder",
-        "label2id",
-        "model_type",
-        "num_labels",
-        "output_attentions",
-        "output_hidden_states",
-        "pad_token_id",
-        "prefix",
-        "pretraining_tp",
-        "problem_type",
-        "quantization",
-        "quantization_config",
-        "resid_pdrop",
-        "return_dict",
-        "sep_token_id",
-        "tf_legacy_loss",
-        "tokenizer_class",
-        "torch_dtype",
-        "torchscript",
-        "transformers_version",
-        "unsloth_fixed",
-        "unsloth_version",
-        "use_bfloat16",
-        "use_cache",
-    ]
-)
+HARMLESS = """
+    _attn_implementation_autoset _attn_implementation_internal _name_or_path architectures
+    attention_dropout attn_implementation attn_pdrop auto_map bad_words_ids bos_token_id
+    cache_implementation chunk_size_feed_forward classifier_dropout dtype embd_pdrop
+    embedding_dropout eos_token_id finetuning_task forced_bos_token_id forced_eos_token_id
+    gradient_checkpointing hidden_dropout hidden_dropout_prob id2label initializer_range is_decoder
+    label2id model_type num_labels output_attentions output_hidden_states output_router_logits
+    pad_token_id prefix pretraining_tp problem_type quantization quantization_config resid_pdrop
+    return_dict router_aux_loss_coef router_jitter_noise sep_token_id task_specific_params
+    tf_legacy_loss tokenizer_class torch_dtype torchscript transformers_version unsloth_fixed
+    unsloth_version use_bfloat16 use_cache
+    """
 # Keys that are harmless at one value only.
 EXPECTED: dict[str, Any] = {
     "add_cross_attention": False,
-    "is_encoder_decoder": False,
     "cross_attention_hidden_size": None,
-    "tie_encoder_decoder": False,
+    "is_encoder_decoder": False,
     "pruned_heads": {},
+    "tie_encoder_decoder": False,
 }
 
 
 class ConfigReader:
     """Hands out the values of a config and remembers which keys were asked for."""
 
-    def __init__(self, config: Mapping[str, Any]):
+    def __init__(self, config: Mapping[str, Any], owner: str | None = None):
         self.config = dict(config)
-        self.model_type = str(config.get("model_type"))
-        self._read: set[str] = set()
+        self.owner = owner or str(config.get("model_type"))
+        self._read = set(HARMLESS.split())
 
     def __contains__(self, name: str) -> bool:
         return name in self.config
@@ -91,7 +50,7 @@ class ConfigReader:
             if self.config.get(name) is not None:
                 return self.config[name]
         if default is _MISSING:
-            raise MlxtxError(f"config.json lacks {names[0]!r}, which {self.model_type} needs")
+            raise MlxtxError(f"config.json lacks {names[0]!r}, which {self.owner} needs")
         return default
 
     def nullable(self, name: str, default: Any) -> Any:
@@ -101,35 +60,34 @@ class ConfigReader:
 
     def inner(self, name: str) -> ConfigReader:
         """A reader of the dictionary under ``name`` (empty when absent); finish it as well."""
-        reader = ConfigReader(self.get(name, default={}))
-        reader.model_type = f"{self.model_type}'s {name}"
-        return reader
+        return ConfigReader(self.get(name, default={}), f"{self.owner}'s {name}")
 
-    def ignore(self, *names: str) -> None:
-        """Keys this family knows to change nothing here."""
-        self._read.update(names)
+    def ignore(self, names: str) -> None:
+        """Keys, separated by spaces, that this family knows to change nothing here."""
+        self._read.update(names.split())
 
-    def expect(self, name: str, *values: Any) -> None:
-        """A key that is understood at these values only (or when absent)."""
-        self._read.add(name)
-        value = self.config.get(name, values[0])
-        if value not in values:
-            raise MlxtxError(
-                f"config.json: {name}={value!r} is not supported for {self.model_type}"
-                f" (known: {', '.join(map(repr, values))})"
-            )
+    def expect(self, **values: Any) -> None:
+        """Keys that are understood at one value only, or at each of a tuple of values; an absent
+        key means the first."""
+        for name, known in values.items():
+            known = known if isinstance(known, tuple) else (known,)
+            self._read.add(name)
+            value = self.config.get(name, known[0])
+            if value not in known:
+                raise MlxtxError(
+                    f"config.json: {name}={value!r} is not supported for {self.owner}"
+                    f" (known: {', '.join(map(repr, known))})"
+                )
 
     def finish(self) -> None:
         """An error that names every key nobody read."""
-        left = []
-        for name, value in self.config.items():
-            if name in self._read or name in HARMLESS:
-                continue
-            if name in EXPECTED and value == EXPECTED[name]:
-                continue
-            left.append(f"{name}={value!r}")
+        left = [
+            f"{name}={value!r}"
+            for name, value in self.config.items()
+            if name not in self._read and not (name in EXPECTED and value == EXPECTED[name])
+        ]
         if left:
             raise MlxtxError(
-                f"config.json has keys that {self.model_type} does not know, so its results could be"
+                f"config.json has keys that {self.owner} does not know, so its results could be"
                 f" wrong: {', '.join(sorted(left))}"
             )

@@ -11,7 +11,6 @@ from typing import Any
 from mlxtx.decoder.config import RopeConfig, RopeScaling
 from mlxtx.decoder.positions import longrope_amplitude, yarn_amplitude
 from mlxtx.errors import MlxtxError
-from mlxtx.families.common import context
 from mlxtx.families.reader import ConfigReader
 
 _LAYER_TYPES = ("full_attention", "sliding_attention", "chunked_attention")
@@ -25,13 +24,15 @@ def rope_parameters(
     theta_names: tuple[str, ...] = ("rope_theta",),
     partial: float = 1.0,
     partial_names: tuple[str, ...] = ("partial_rotary_factor",),
+    otherwise: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """One dictionary for either generation: rope_theta, rope_type, partial_rotary_factor and
-    what the scaling needs. ``theta`` and ``partial`` are the family's defaults."""
+    what the scaling needs. ``theta`` and ``partial`` are the family's defaults, ``otherwise`` its
+    parameters where the config gives none at all."""
     flat_theta = reader.get(*theta_names, default=theta)
     flat_partial = reader.get(*partial_names, default=partial)
-    scaling, nested = (reader.get(n, default=None) for n in ("rope_scaling", "rope_parameters"))
-    parameters: dict[str, Any] = dict(scaling or nested or {})  # some carry both generations
+    nested = reader.get("rope_parameters", default=otherwise)  # some carry both generations
+    parameters: dict[str, Any] = dict(reader.get("rope_scaling", default=None) or nested or {})
     if any(name in parameters for name in _LAYER_TYPES):
         parameters = dict(parameters.get(layer_type or "full_attention") or {})
     elif layer_type is not None and layer_type != "full_attention":
@@ -47,117 +48,84 @@ def rope_parameters(
     return parameters
 
 
-def read_rope(
-    reader: ConfigReader,
-    head_dim: int,
-    layer_type: str | None = None,
-    *,
-    fields: dict[str, Any] | None = None,
-    **defaults: Any,
-) -> RopeConfig:
-    """The ``RopeConfig`` of a layer type; ``fields`` are more of ``RopeConfig``'s, ``defaults``
-    go to ``rope_parameters``."""
-    parameters = rope_parameters(reader, layer_type, **defaults)
-    return make_rope(parameters, head_dim, context=context(reader), **(fields or {}))
-
-
-def make_rope(
-    parameters: dict[str, Any],
-    head_dim: int,
-    *,
-    context: int,
-    **fields: Any,
-) -> RopeConfig:
-    """A ``RopeConfig`` from one dictionary of rope parameters."""
+def make_rope(parameters: dict[str, Any], head_dim: int, context: int, **fields: Any) -> RopeConfig:
+    """A ``RopeConfig`` from one dictionary of rope parameters; ``fields`` are more of its own."""
     left = dict(parameters)
-    base = left.pop("rope_theta")
+    base, kind = left.pop("rope_theta"), left.pop("rope_type")
     partial = left.pop("partial_rotary_factor", 1.0)
-    kind = left.pop("rope_type")
+    dims = int(head_dim * partial)
     scaling = None
-    dims = head_dim if kind == "proportional" else int(head_dim * partial)
+    if kind == "proportional":
+        dims, left["turning"] = head_dim, partial
     if kind != "default":
         if kind not in _SCALINGS:
             raise MlxtxError(
                 f"config.json: rope_type={kind!r} is not supported (known: default,"
                 f" {', '.join(_SCALINGS)})"
             )
-        if kind == "proportional":
-            left["partial"] = partial
-        scaling = _SCALINGS[kind](left, context)
-    left.pop("original_max_position_embeddings", None)
-    left = {k: v for k, v in left.items() if v is not None and k not in _IGNORED}
-    if left:
-        names = ", ".join(f"{k}={v!r}" for k, v in sorted(left.items()))
-        raise MlxtxError(f"config.json: RoPE of type {kind!r} has keys that nothing knows: {names}")
+        original = left.get("original_max_position_embeddings") or context
+        scaling = _SCALINGS[kind](left, original, context)
+    for name in _ELSEWHERE.split():
+        left.pop(name, None)
+    if unknown := [f"{k}={v!r}" for k, v in sorted(left.items()) if v is not None]:
+        raise MlxtxError(
+            f"config.json: RoPE of type {kind!r} has keys that nothing knows: {', '.join(unknown)}"
+        )
     return RopeConfig(dims=dims, base=float(base), scaling=scaling, **fields)
 
 
 # Read elsewhere, or of no effect for the type that carries them.
-_IGNORED = {
-    "finetuned",
-    "mscale",
-    "mscale_all_dim",
-    "llama_4_scaling_beta",
-    "factor",
-    "truncate",
-    "beta_fast",
-    "beta_slow",
-    "attention_factor",
-    "max_position_embeddings",
-}
+_ELSEWHERE = """
+    attention_factor beta_fast beta_slow factor finetuned llama_4_scaling_beta
+    max_position_embeddings mscale mscale_all_dim original_max_position_embeddings truncate
+    """
 
 
-def _linear(left: dict, context: int) -> RopeScaling:
+def _linear(left: dict, original: int, context: int) -> RopeScaling:
     return RopeScaling(kind="linear", factor=left.pop("factor"))
 
 
-def _dynamic(left: dict, context: int) -> RopeScaling:
+def _dynamic(left: dict, original: int, context: int) -> RopeScaling:
     return RopeScaling(kind="dynamic", factor=left.pop("factor"), original_context=context)
 
 
-def _proportional(left: dict, context: int) -> RopeScaling:
-    return RopeScaling(
-        kind="proportional",
-        factor=left.pop("factor", None) or 1.0,
-        turning=left.pop("partial"),
-    )
+def _proportional(left: dict, original: int, context: int) -> RopeScaling:
+    factor = left.pop("factor", None) or 1.0
+    return RopeScaling(kind="proportional", factor=factor, turning=left.pop("turning"))
 
 
-def _llama3(left: dict, context: int) -> RopeScaling:
+def _llama3(left: dict, original: int, context: int) -> RopeScaling:
     return RopeScaling(
         kind="llama3",
         factor=left.pop("factor"),
         low_frequency_factor=left.pop("low_freq_factor"),
         high_frequency_factor=left.pop("high_freq_factor"),
-        original_context=left.get("original_max_position_embeddings") or context,
+        original_context=original,
     )
 
 
-def _yarn(left: dict, context: int) -> RopeScaling:
-    original = left.get("original_max_position_embeddings") or context
-    factor = left.pop("factor", None) or context / original
-    amplitude = left.pop("attention_factor", None)
-    mscale, all_dim = left.pop("mscale", None), left.pop("mscale_all_dim", None)
+def _yarn(left: dict, original: int, context: int) -> RopeScaling:
+    factor = left.get("factor") or context / original
+    amplitude, truncate = left.get("attention_factor"), left.get("truncate")
+    mscale, all_dim = left.get("mscale"), left.get("mscale_all_dim")
     if amplitude is None:
         amplitude = yarn_amplitude(factor)
         if mscale and all_dim:
             amplitude = yarn_amplitude(factor, mscale) / yarn_amplitude(factor, all_dim)
-    truncate = left.pop("truncate", None)
     return RopeScaling(
         kind="yarn",
         factor=factor,
         original_context=original,
-        beta_fast=left.pop("beta_fast", None) or 32.0,
-        beta_slow=left.pop("beta_slow", None) or 1.0,
+        beta_fast=left.get("beta_fast") or 32.0,
+        beta_slow=left.get("beta_slow") or 1.0,
         truncate=True if truncate is None else truncate,
         attention_factor=amplitude,
     )
 
 
-def _longrope(left: dict, context: int) -> RopeScaling:
-    original = left.get("original_max_position_embeddings") or context
-    factor = left.pop("factor", None) or context / original
-    amplitude = left.pop("attention_factor", None)
+def _longrope(left: dict, original: int, context: int) -> RopeScaling:
+    factor = left.get("factor") or context / original
+    amplitude = left.get("attention_factor")
     if amplitude is None:
         amplitude = longrope_amplitude(factor, original)
     return RopeScaling(

@@ -99,9 +99,9 @@ class _Hook:
 
 
 class _TappedExperts(Experts):
-    def __call__(self, x):
-        self._inputs.append(x)
-        return Experts.__call__(self, x)
+    def __call__(self, x, scored=None):
+        self._inputs.append(x if scored is None else scored)
+        return Experts.__call__(self, x, scored)
 
 
 @contextmanager

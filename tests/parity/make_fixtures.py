@@ -264,6 +264,30 @@ def compare(what: str, folder: Path, fixture: Fixture) -> list[str]:
     return [f"{what}: differs by {error:.2g}"] if error > 1e-5 else []
 
 
+# Keys without which no model can be told; everything else has a default.
+SIZE_KEYS = """
+    vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads
+    num_key_value_heads n_embd n_layer n_head n_positions d_model n_heads n_layers max_seq_len
+    num_layers num_heads ffn_dim max_position_embeddings attention_types rotary_dim
+    moe_intermediate_size num_experts num_local_experts n_routed_experts moe_num_experts
+    num_experts_per_tok moe_k shared_expert_intermediate_size q_lora_rank kv_lora_rank
+    qk_nope_head_dim qk_rope_head_dim v_head_dim n_group topk_group word_embed_proj_dim
+    """
+
+
+def defaults() -> dict[str, dict[str, Any]]:
+    """For every model type the sizes alone, and the whole config that transformers makes of them."""
+    told = {}
+    for case in CASES.values():
+        settings = case.settings(Sizes())
+        given = {key: settings[key] for key in SIZE_KEYS.split() if key in settings}
+        with tempfile.TemporaryDirectory() as folder:
+            AutoConfig.for_model(case.model_type, **given).save_pretrained(folder)
+            full = json.loads((Path(folder) / "config.json").read_text())
+        told.setdefault(case.model_type, {"given": given, "full": full})
+    return told
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", help="case names, separated by commas")
@@ -277,6 +301,8 @@ def main() -> int:
     torch.set_num_threads(1)  # tiny matrices: more threads only fight
     arguments.out.mkdir(parents=True, exist_ok=True)
     failed = 0
+    if not arguments.only:
+        (arguments.out / "defaults.json").write_text(json.dumps(defaults(), indent=1))
     for name in arguments.only.split(",") if arguments.only else CASES:
         start = time.perf_counter()
         try:

@@ -6,19 +6,21 @@ standard deviation, and greedy tokens are equal wherever the margin is above tha
 
 from __future__ import annotations
 
+import json
 from functools import cache
 
 import mlx.core as mx
 import numpy as np
 import pytest
 import running
-from recipe import Fixture, fixture_names
+from recipe import FIXTURES, Fixture, fixture_names
 
 from mlxtx.families import families, family_for
 
 TOLERANCE = 3e-4  # of the logits' standard deviation
 
-NAMES = [name for name in fixture_names() if Fixture.load(name).model_type in families()]
+NAMES = fixture_names()
+DEFAULTS = json.loads((FIXTURES / "defaults.json").read_text())
 
 
 @cache
@@ -64,6 +66,15 @@ def test_both_generations_of_config_describe_the_same_decoder(name: str) -> None
     new = family_for(fixture.config).decoder_config(fixture.config)
     old = family_for(fixture.legacy_config).decoder_config(fixture.legacy_config)
     assert old == new
+
+
+@pytest.mark.parametrize("model_type", DEFAULTS)
+def test_absent_keys_mean_what_transformers_takes_for_granted(model_type: str) -> None:
+    """A config with sizes alone describes the same decoder as the one transformers fills in."""
+    told = DEFAULTS[model_type]
+    family = families()[model_type]
+    given = family.decoder_config({"model_type": model_type, **told["given"]})
+    assert given == family.decoder_config(told["full"])
 
 
 @pytest.mark.parametrize("name", NAMES)
