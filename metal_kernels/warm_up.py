@@ -1,0 +1,78 @@
+"""Compile the kernels a model will use, before its first reply."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import mlx.core as mx
+
+from . import attention_decode, attention_prefill, dispatch, rope
+from .kv_quantize import QuantizedRows, kv_quantize
+
+
+def warm_up(
+    *,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype: mx.Dtype,
+    value_dim: int | None = None,
+    latent: bool = False,
+    key_bits: int | None = None,
+    value_bits: int | None = None,
+    group_size: int = 64,
+    rotated_dims: int | None = None,
+    interleaved: bool = False,
+    queries: Iterable[int] = (1,),
+    prompt: bool = True,
+) -> int:
+    """Run each kernel variant once on a small cache of this layer's shape; returns how many ran.
+
+    ``key_bits`` None is a plain cache. ``queries``: query rows of a decoding step, more than one for
+    speculative checks. Lengths are no part of a variant, so what runs here is all that is compiled.
+    To be called at load, for each kind of layer a model has. Off Metal it does nothing.
+    """
+    if not dispatch.on_metal():
+        return 0
+    value_dim = value_dim or head_dim
+    ran: list[mx.array] = []
+    numbers = dispatch.tuning()
+    # A buffer long enough for the split into blocks, and one short enough for a single pass.
+    for rows in (numbers.single_pass_rows, 2 * numbers.single_pass_rows + 64):
+        keys: mx.array | QuantizedRows = mx.zeros((1, kv_heads, rows, head_dim), dtype=dtype)
+        values: mx.array | QuantizedRows = mx.zeros((1, kv_heads, rows, value_dim), dtype=dtype)
+        if key_bits is not None:
+            keys = kv_quantize(keys, bits=key_bits, group_size=group_size)
+        if value_bits is not None and not latent:
+            values = kv_quantize(values, bits=value_bits, group_size=group_size)
+        shared = {
+            "lengths": [rows],
+            "scale": 1.0,
+            "value_dim": value_dim if latent else None,
+        }
+        steps = [(attention_decode.attention_decode, n) for n in queries]
+        if prompt:
+            steps.append((attention_prefill.attention_prefill, 32))
+        for function, count in steps:
+            q = mx.zeros((1, heads, count, head_dim), dtype=dtype)
+            ran.append(function(q, keys, None if latent else values, **shared))  # type: ignore[arg-type]
+    if not latent:
+        q = mx.zeros((1, heads, 1, head_dim), dtype=dtype)
+        k = mx.zeros((1, kv_heads, 1, head_dim), dtype=dtype)
+        dims = rotated_dims or head_dim
+        frequencies, offsets = mx.ones((dims // 2,)), mx.array([0])
+        if key_bits is not None and value_bits is not None:
+            v = mx.zeros((1, kv_heads, 1, value_dim), dtype=dtype)
+            turned, _, _ = rope.rope_quantize(
+                q, k, v, inverse_frequencies=frequencies, offsets=offsets, key_bits=key_bits,
+                value_bits=value_bits, group_size=group_size, rotated_dims=dims,
+                interleaved=interleaved,
+            )  # fmt: skip
+        else:
+            turned, _ = rope.rope(
+                q, k, inverse_frequencies=frequencies, offsets=offsets, rotated_dims=dims,
+                interleaved=interleaved,
+            )  # fmt: skip
+        ran.append(turned)
+    mx.eval(ran)
+    return len(ran)

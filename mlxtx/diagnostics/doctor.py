@@ -1,0 +1,294 @@
+"""Every Metal kernel run against its reference on this machine, and timed; the findings are kept.
+
+A kernel that does not compile or disagrees is switched off on this machine. Where MLX has a path of
+its own the faster one is remembered, for this GPU, this version of MLX and these kernels.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from mlxtx.files import write_json_atomic
+from mlxtx.metal_kernels import (
+    attention_decode,
+    attention_prefill,
+    chips,
+    dispatch,
+    kv_quantize,
+    rope,
+)
+from mlxtx.metal_kernels.attention_reference import attention_reference
+from mlxtx.metal_kernels.mlx_attention import fused
+
+# Largest error allowed, relative to the largest value: a few units in the last place.
+TOLERANCE = {mx.float32: 2e-5, mx.float16: 4e-3, mx.bfloat16: 3e-2}
+TIMED_ROWS = 8192
+REPEATS = 15
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the kernels run on."""
+
+    chip: str
+    memory_gb: float
+    system: str
+    mlx: str
+    mlxtx: str
+    metal: bool
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One kernel on this machine. Times in milliseconds; None where nothing was timed."""
+
+    operation: str
+    cases: int
+    problem: str  # empty: it agrees with its reference
+    kernel_ms: float | None = None
+    other_ms: float | None = None
+    other: str = ""  # what it was timed against
+    bound_ms: float | None = None  # the bytes it must move at the chip's bandwidth
+
+    @property
+    def choice(self) -> str:
+        """What ``dispatch`` shall do: "off", "fast" or "kernel"."""
+        if self.problem:
+            return "off"
+        if self.kernel_ms is None or self.other_ms is None or self.kernel_ms <= self.other_ms:
+            return "kernel"
+        return "fast" if self.other == "mx.fast" else "kernel"
+
+
+def machine() -> Machine:
+    """Chip, memory, system and versions."""
+    from mlxtx import __version__
+
+    info = mx.device_info()
+    system = platform.mac_ver()[0]
+    return Machine(
+        chip=str(info.get("device_name", platform.machine())),
+        memory_gb=float(info.get("memory_size", 0)) / 2**30,
+        system=f"macOS {system}" if system else f"{platform.system()} {platform.release()}",
+        mlx=mx.__version__,
+        mlxtx=__version__,
+        metal=mx.metal.is_available(),
+    )
+
+
+def examine(*, timed: bool = True) -> Iterator[Finding]:
+    """Check each kernel, one finding as each is done. Needs Metal (or a stand-in for it)."""
+    yield _examine("kv_quantize", _quantize_cases, None)
+    yield _examine("rope", _rope_cases, None)
+    yield _examine("rope_quantize", _rope_quantize_cases, None)
+    yield _examine("attention_decode", _decode_cases, _time_decode if timed else None)
+    yield _examine("attention_prefill", _prefill_cases, _time_prefill if timed else None)
+
+
+def remember(findings: list[Finding]) -> None:
+    """Keep the choices for this machine; what was found on others stays."""
+    path = dispatch.memory_file()
+    try:
+        kept = json.loads(path.read_text())
+    except (OSError, ValueError):
+        kept = {}
+    if not isinstance(kept, dict):
+        kept = {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept[dispatch.machine_key()] = {f.operation: f.choice for f in findings}
+    write_json_atomic(path, kept)
+    dispatch.remembered.cache_clear()
+
+
+Case = tuple[str, Callable[[], list[mx.array]], Callable[[], list[mx.array]], float]
+Times = tuple[float, float, str, float | None]
+
+
+def _examine(
+    operation: str, cases: Callable[[], Iterator[Case]], timing: Callable[[], Times] | None
+) -> Finding:
+    count = 0
+    try:
+        for name, kernel, reference, tolerance in cases():
+            count += 1
+            found, expected = kernel(), reference()
+            mx.eval(found, expected)
+            for a, b in zip(found, expected, strict=True):
+                a, b = a.astype(mx.float32), b.astype(mx.float32)
+                error = mx.abs(a - b).max() / mx.maximum(mx.abs(b).max(), 1e-6)
+                if not error.item() <= tolerance:  # a NaN is not
+                    return Finding(operation, count, f"{name}: differs by {error.item():.2g}")
+    except (RuntimeError, ValueError) as error:
+        first = str(error).strip().splitlines()
+        return Finding(operation, count, f"does not run: {first[0][:200] if first else error}")
+    if timing is None:
+        return Finding(operation, count, "")
+    kernel_ms, other_ms, other, bound = timing()
+    return Finding(operation, count, "", kernel_ms, other_ms, other, bound)
+
+
+def _attention_cases(queries: tuple[int, ...], launch: Callable[..., mx.array]) -> Iterator[Case]:
+    shapes = [(64, 64), (128, 128), (96, 96), (256, 256), (576, 512)]
+    caches = [None, (8, 8), (8, 4), (4, 4), (3, 5)]
+    for dtype, tolerance in TOLERANCE.items():
+        for number, (dim, value_dim) in enumerate(shapes):
+            for offset in range(2):
+                bits = caches[(2 * number + offset) % len(caches)]
+                arguments = _attention_arguments(
+                    dtype, dim, value_dim, bits, queries[(number + offset) % len(queries)], 90
+                )
+                name = f"{dtype}, head dim {dim}, cache {bits or 'plain'}".replace("mlx.core.", "")
+                yield (
+                    name,
+                    lambda a=arguments: [launch(**a)],  # type: ignore[misc]
+                    lambda a=arguments: [attention_reference(**a)],  # type: ignore[misc]
+                    tolerance,
+                )
+
+
+def _attention_arguments(
+    dtype: mx.Dtype, dim: int, value_dim: int, bits: tuple[int, int] | None, queries: int, rows: int
+) -> dict[str, Any]:
+    latent = dim != value_dim
+    kv_heads = 1 if latent else 2
+    mx.random.seed(rows)
+    q = mx.random.normal((2, 4 * kv_heads, queries, dim)).astype(dtype)
+    keys: Any = mx.random.normal((2, kv_heads, rows, dim)).astype(dtype)
+    values: Any = mx.random.normal((2, kv_heads, rows, value_dim)).astype(dtype)
+    if bits is not None:
+        keys = kv_quantize.kv_quantize_reference(keys, bits=bits[0], group_size=32)
+        values = kv_quantize.kv_quantize_reference(values, bits=bits[1], group_size=32)
+    return {
+        "q": q,
+        "keys": keys,
+        "values": None if latent else values,
+        "value_dim": value_dim if latent else None,
+        "lengths": [rows, rows - 31],
+        "scale": dim**-0.5,
+        "softcap": 20.0,
+        "window": 70,
+    }
+
+
+def _decode_cases() -> Iterator[Case]:
+    return _attention_cases((1, 3), attention_decode.launch)
+
+
+def _prefill_cases() -> Iterator[Case]:
+    return _attention_cases((17, 40), attention_prefill.launch)
+
+
+def _quantize_cases() -> Iterator[Case]:
+    """Codes may differ by one where a value lies between two: the rows they stand for may not."""
+    for dtype in TOLERANCE:
+        for bits, dim in ((2, 64), (3, 80), (4, 128), (5, 96), (6, 256), (8, 512)):
+            rows = mx.random.normal((2, 9, dim)).astype(dtype)
+            steps = 2 / (2**bits - 1) + 4 * TOLERANCE[dtype]
+
+            def run(
+                function: Callable[..., kv_quantize.QuantizedRows],
+                rows: mx.array = rows,
+                bits: int = bits,
+            ) -> list[mx.array]:
+                return [kv_quantize.kv_dequantize(function(rows, bits=bits, group_size=32))]
+
+            yield (
+                f"{bits} bits of {dim}",
+                lambda run=run: run(kv_quantize.launch),  # type: ignore[misc]
+                lambda run=run: run(kv_quantize.kv_quantize_reference),  # type: ignore[misc]
+                steps,
+            )
+
+
+def _rope_arguments(dtype: mx.Dtype, dim: int) -> dict[str, Any]:
+    return {
+        "q": mx.random.normal((2, 5, 8, dim)).astype(dtype).swapaxes(1, 2),
+        "k": mx.random.normal((2, 5, 2, dim)).astype(dtype).swapaxes(1, 2),
+        "inverse_frequencies": 1e4 ** (-mx.arange(dim // 2) / (dim // 2)),
+        "offsets": mx.array([0, 1000]),
+        "q_norm": (mx.random.normal((dim,)).astype(dtype), 1e-6, 0.0),
+        "k_norm": (None, 1e-6, 0.0),
+    }
+
+
+def _rope_cases() -> Iterator[Case]:
+    for dtype, tolerance in TOLERANCE.items():
+        for dim, interleaved in ((64, False), (128, True), (256, False)):
+            arguments = {**_rope_arguments(dtype, dim), "interleaved": interleaved}
+            yield (
+                f"head dim {dim}",
+                lambda a=arguments: list(rope.launch(**a)),  # type: ignore[misc]
+                lambda a=arguments: list(rope.rope_reference(**a)),  # type: ignore[misc]
+                max(tolerance, 2e-4),  # float32 sines at position 1000
+            )
+
+
+def _rope_quantize_cases() -> Iterator[Case]:
+    for dtype, tolerance in TOLERANCE.items():
+        for dim in (64, 128):
+            arguments = _rope_arguments(dtype, dim)
+            arguments |= {"v": arguments["k"] * 2, "key_bits": 8, "value_bits": 6, "group_size": 32}
+
+            def run(
+                function: Callable[..., Any], arguments: dict[str, Any] = arguments
+            ) -> list[mx.array]:
+                q, keys, values = function(**arguments)
+                return [q, kv_quantize.kv_dequantize(keys), kv_quantize.kv_dequantize(values)]
+
+            yield (
+                f"head dim {dim}",
+                lambda run=run: run(rope.launch_quantize),  # type: ignore[misc]
+                lambda run=run: run(rope.rope_quantize_reference),  # type: ignore[misc]
+                2 / 63 + 4 * tolerance,
+            )
+
+
+def _time_decode() -> Times:
+    """One query row over a plain bfloat16 cache, against MLX's own kernel."""
+    arguments = _plain_arguments(queries=1)
+    size = 2 * 8 * TIMED_ROWS * 128 * 2
+    kernel = _milliseconds(lambda: attention_decode.launch(**arguments))
+    other = _milliseconds(lambda: fused(**arguments))
+    return kernel, other, "mx.fast", _bound_ms(size)
+
+
+def _time_prefill() -> Times:
+    """512 query rows over a plain bfloat16 cache, against MLX's own kernel."""
+    arguments = _plain_arguments(queries=512)
+    kernel = _milliseconds(lambda: attention_prefill.launch(**arguments))
+    other = _milliseconds(lambda: fused(**arguments))
+    return kernel, other, "mx.fast", None
+
+
+def _plain_arguments(queries: int) -> dict[str, Any]:
+    return {
+        "q": mx.random.normal((1, 32, queries, 128)).astype(mx.bfloat16),
+        "keys": mx.random.normal((1, 8, TIMED_ROWS, 128)).astype(mx.bfloat16),
+        "values": mx.random.normal((1, 8, TIMED_ROWS, 128)).astype(mx.bfloat16),
+        "lengths": [TIMED_ROWS],
+        "scale": 128**-0.5,
+    }
+
+
+def _bound_ms(size: int) -> float | None:
+    speed = chips.bandwidth_of(machine().chip)
+    return None if speed is None else size / speed / 1e6
+
+
+def _milliseconds(run: Callable[[], mx.array]) -> float:
+    """The median of a few runs, the first (which compiles) left out."""
+    mx.eval(run())
+    times = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        mx.eval(run())
+        times.append((time.perf_counter() - start) * 1e3)
+    return statistics.median(times)
