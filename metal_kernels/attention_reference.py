@@ -54,8 +54,8 @@ def attention_reference(
     if longest is None:
         longest = keys.shape[2] if isinstance(lengths, mx.array) else max(lengths)
     longest = min(longest, keys.shape[2])
-    lengths = mx.array(lengths).reshape(batch, 1, 1, 1, 1)
-    first = mx.array(0 if starts is None else starts).reshape(-1, 1, 1, 1, 1)
+    lengths = _integers(lengths).reshape(batch, 1, 1, 1, 1)
+    first = _integers([0] if starts is None else starts).reshape(-1, 1, 1, 1, 1)
     kv_heads = keys.shape[1]
     group = heads // kv_heads
     precision = mx.float64 if q.dtype == mx.float64 else mx.float32
@@ -121,6 +121,10 @@ def attention_reference(
     output = results[0] if len(results) == 1 else mx.concatenate(results, axis=3)
     output = output.reshape(batch, heads, count, -1)
     return (rotate_rows(output, block) if block else output).astype(q.dtype)
+
+
+def _integers(values: mx.array | Sequence[int]) -> mx.array:
+    return values if isinstance(values, mx.array) else mx.array(list(values))
 
 
 def _rows(rows: Rows, start: int, stop: int, precision: mx.Dtype) -> mx.array:

@@ -80,11 +80,12 @@ def memory_file() -> Path:
 def machine_key() -> str:
     """Findings hold for one GPU, one version of MLX and one set of kernels."""
     import hashlib
+    from importlib.metadata import version
 
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.metal")):
         digest.update(path.read_bytes())
-    return f"{architecture()}|mlx {mx.__version__}|{digest.hexdigest()[:12]}"
+    return f"{architecture()}|mlx {version('mlx')}|{digest.hexdigest()[:12]}"
 
 
 @functools.cache

@@ -99,7 +99,7 @@ def rope_reference(
             first, second = rotated[..., 0::2], rotated[..., 1::2]
         else:
             first, second = rotated[..., : dims // 2], rotated[..., dims // 2 :]
-        pair = (first * cosine - second * sine, first * sine + second * cosine)
+        pair = [first * cosine - second * sine, first * sine + second * cosine]
         if interleaved:
             rotated = mx.stack(pair, axis=-1).reshape(rotated.shape)
         else:
@@ -312,8 +312,8 @@ def launch_quantize(
     )
     return (
         q_out,
-        QuantizedRows(*parts[:3], key_bits, group_size, dim, rotate),
-        QuantizedRows(*parts[3:], value_bits, group_size, value_dim, rotate),
+        QuantizedRows(parts[0], parts[1], parts[2], key_bits, group_size, dim, rotate),
+        QuantizedRows(parts[3], parts[4], parts[5], value_bits, group_size, value_dim, rotate),
     )
 
 

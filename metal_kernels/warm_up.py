@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import mlx.core as mx
 
 from . import attention_decode, attention_prefill, dispatch, rope
-from .kv_quantize import QuantizedRows, kv_quantize
+from .kv_quantize import kv_quantize
 
 
 def warm_up(
@@ -39,12 +39,11 @@ def warm_up(
     numbers = dispatch.tuning()
     # A buffer long enough for the split into blocks, and one short enough for a single pass.
     for rows in (numbers.single_pass_rows, 2 * numbers.single_pass_rows + 64):
-        keys: mx.array | QuantizedRows = mx.zeros((1, kv_heads, rows, head_dim), dtype=dtype)
-        values: mx.array | QuantizedRows = mx.zeros((1, kv_heads, rows, value_dim), dtype=dtype)
-        if key_bits is not None:
-            keys = kv_quantize(keys, bits=key_bits, group_size=group_size)
-        if value_bits is not None and not latent:
-            values = kv_quantize(values, bits=value_bits, group_size=group_size)
+        plain = [mx.zeros((1, kv_heads, rows, dim), dtype=dtype) for dim in (head_dim, value_dim)]
+        keys, values = (
+            x if bits is None else kv_quantize(x, bits=bits, group_size=group_size)
+            for x, bits in zip(plain, (key_bits, value_bits), strict=True)
+        )
         shared = {
             "lengths": [rows],
             "scale": 1.0,

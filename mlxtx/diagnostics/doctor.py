@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import mlx.core as mx
@@ -78,7 +79,7 @@ def machine() -> Machine:
         chip=str(info.get("device_name", platform.machine())),
         memory_gb=float(info.get("memory_size", 0)) / 2**30,
         system=f"macOS {system}" if system else f"{platform.system()} {platform.release()}",
-        mlx=mx.__version__,
+        mlx=version("mlx"),
         mlxtx=__version__,
         metal=mx.metal.is_available(),
     )
