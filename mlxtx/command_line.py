@@ -21,6 +21,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--adapter", metavar="FOLDER", help="a LoRA adapter to put on it")
     group.add_argument("--revision", help="branch, tag or commit of a Hub repository")
     group.add_argument("--dtype", choices=["float32", "float16", "bfloat16"])
+    group.add_argument("--context", type=int, metavar="N", help="tokens that must fit in memory")
+    group.add_argument("--force", action="store_true", help="load even if memory looks short")
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -90,6 +92,9 @@ def load_for(args: argparse.Namespace) -> LanguageModel:
             adapter=args.adapter,
             revision=args.revision,
             dtype=args.dtype,
+            context=args.context,
+            kv=getattr(args, "kv", None),
+            force=args.force,
             on_event=progress.show,
         )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mlxtx.errors import MlxtxError
 from mlxtx.events import Delta, Done, Event, Loaded
 from mlxtx.generation.generate import Completion, Generation, Options
+from mlxtx.generation.loop import PREFILL_CHUNK
 from mlxtx.generation.session import Session, context_limit
 from mlxtx.text.tokenizer import Tokenizer
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ChatSession", "Completion", "LanguageModel", "Prompt", "load"]
 
+PLANNED_CONTEXT = 2048  # tokens that must fit when nobody says how long a conversation gets
+
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 
 
@@ -29,28 +32,42 @@ def load(
     adapter: str | Path | None = None,
     revision: str | None = None,
     dtype: str | mx.Dtype | None = None,
+    context: int | None = None,
+    kv: str | None = None,
+    force: bool = False,
     on_event: Callable[[Event], None] | None = None,
 ) -> LanguageModel:
     """Loads a checkpoint folder, or a Hub repository that is downloaded first.
 
     adapter: a folder with a LoRA adapter to put on the model. revision: a branch, tag or commit
     of the repository. dtype: "float32", "float16" or "bfloat16" instead of the checkpoint's own.
+    context, kv: the conversation that must fit in memory (2048 tokens, a plain cache); kv is also
+    what caches are like unless an option says otherwise, "auto" what ``mlxtx kv-check`` stored.
+    A model that does not fit is refused before its weights are read, unless ``force``.
     on_event: gets ``Progress`` while bytes arrive and ``Loaded`` at the end.
     Raises MlxtxError with one line that says what is wrong.
     """
     import mlx.core as mx
 
     from mlxtx.checkpoint import load_model, resolve
+    from mlxtx.diagnostics.kv_defaults import default_kv
+    from mlxtx.diagnostics.memory_plan import bound_buffer_pool, check_plan, plan_memory
 
     start = time.perf_counter()
     folder = resolve(path_or_repo, revision, on_event=on_event)
     tokenizer = Tokenizer.load(folder)  # quick, so its errors come before the weights are read
+    kv = default_kv(path_or_repo) if kv == "auto" else kv
+    plan = plan_memory(folder, context=context, kv=kv, dtype=dtype, shortest=PLANNED_CONTEXT)
+    check_plan(plan, force=force)
+    bound_buffer_pool(plan.limit)
     model, config = load_model(folder, dtype, on_event=on_event)
+    mx.clear_cache()
     if adapter is not None:
         from mlxtx.tuning import load_adapter
 
         load_adapter(model, adapter)
-    loaded = LanguageModel(model, tokenizer, config, name=str(path_or_repo))
+    loaded = LanguageModel(model, tokenizer, config, name=str(path_or_repo), kv=kv)
+    loaded.prefill_chunk = min(PREFILL_CHUNK, plan.prefill_chunk)
     if on_event:
         on_event(
             Loaded(
@@ -81,11 +98,14 @@ class LanguageModel:
         config: Mapping[str, Any] | None = None,
         *,
         name: str = "",
+        kv: str | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.config = dict(config or {})
         self.name = name
+        self.kv = kv
+        self.prefill_chunk = PREFILL_CHUNK  # smaller when memory is short
 
     @property
     def context(self) -> int:
@@ -151,12 +171,33 @@ class LanguageModel:
         **options: Any,
     ) -> Generation:
         ids = [self.encode(prompt, **(template or {})) for prompt in prompts]
+        options.setdefault("prefill_chunk", self.prefill_chunk)
+        options["kv"] = self._kv(options.get("kv"))
         named = Options.named(**options)
         return Generation(self.model, self.tokenizer, ids, named, session=session, seeds=seeds)
 
     def session(self, kv: str | None = None) -> Session:
         """A cache to keep between prompts; ``kv`` names how it stores keys and values."""
-        return Session(self.model, kv)
+        kv = self._kv(kv)
+        return Session(self.model, kv, lambda prompt: self._saved_prefix(prompt, kv))
+
+    def _saved_prefix(self, prompt: Sequence[int], kv: str | None) -> Any:
+        """A cache that ``mlxtx cache build`` kept and that ``prompt`` begins with, or None."""
+        from mlxtx.cache.fingerprint import fingerprint
+        from mlxtx.cache.prefix_store import PrefixStore
+
+        store = PrefixStore()
+        if not store.folder.is_dir() or not any(store.folder.iterdir()):
+            return None
+        return store.find(prompt, self.model, fingerprint=fingerprint(self.model), kv=kv)
+
+    def _kv(self, kv: str | None) -> str | None:
+        """The cache setting: what was asked for, else what the model was loaded with."""
+        if kv == "auto":
+            from mlxtx.diagnostics.kv_defaults import default_kv
+
+            return default_kv(self.name)
+        return self.kv if kv is None else kv
 
     def chat(self, system: str | None = None, **settings: Any) -> ChatSession:
         """A conversation with memory."""

@@ -19,7 +19,9 @@ SUFFIX = ".cache.safetensors"
 
 
 def default_folder() -> Path:
-    """Where prefixes lie on this platform."""
+    """Where prefixes lie on this platform, or below ``MLXTX_HOME``."""
+    if home := os.environ.get("MLXTX_HOME"):
+        return Path(home).expanduser() / "prefixes"
     from platformdirs import user_cache_dir
 
     return Path(user_cache_dir("mlxtx")) / "prefixes"
@@ -101,8 +103,11 @@ class PrefixStore:
         if best is None:
             return None
         kept, info = best
-        cache, held = load_cache(info.path, model, fingerprint=fingerprint, kv=kv)
-        os.utime(info.path)
+        try:
+            cache, held = load_cache(info.path, model, fingerprint=fingerprint, kv=kv)
+            os.utime(info.path)
+        except (MlxtxError, OSError):  # damaged or deleted meanwhile: the prompt is fed instead
+            return None
         if not cache.can_rollback(cache.offset - kept):
             return None
         cache.rollback(cache.offset - kept)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from mlxtx.cache.model_cache import Mark, ModelCache
 
 MARKS = 16
+Find = Callable[[Sequence[int]], tuple[ModelCache, list[int]] | None]
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
@@ -30,8 +31,10 @@ class ReusedCache:
     the end of the turn before, so that a conversation can go back to the end of its last turns.
     """
 
-    def __init__(self, make_cache: Callable[[], ModelCache]):
+    def __init__(self, make_cache: Callable[[], ModelCache], find: Find | None = None):
+        """``find`` gives a saved cache, and its tokens, for a prompt that shares nothing."""
         self._make_cache = make_cache
+        self._find = find
         self.reset()
 
     def reset(self) -> None:
@@ -39,10 +42,6 @@ class ReusedCache:
         self.cache = self._make_cache()
         self.tokens: list[int] = []
         self._marks: list[Mark] = []
-
-    def adopt(self, cache: ModelCache, tokens: Sequence[int]) -> None:
-        """Goes on with a cache that holds ``tokens`` already, one read from disk for instance."""
-        self.cache, self.tokens, self._marks = cache, list(tokens), []
 
     def start(self, prompt: Sequence[int]) -> int:
         """Makes the cache hold the beginning of ``prompt``; how many of its tokens that is. At
@@ -52,6 +51,9 @@ class ReusedCache:
         kept, mark = self._way_back(prompt)
         if not kept:
             self.reset()
+            found = self._find(prompt) if self._find else None
+            if found is not None:
+                self.cache, kept = found[0], len(found[1])
         elif mark is not None:
             self.cache.return_to(mark)
         else:

@@ -61,7 +61,7 @@ class HubHeaders:
 
 
 def read_facts(
-    path_or_repo: str | Path, *, revision: str | None = None, dtype: str | None = None
+    path_or_repo: str | Path, *, revision: str | None = None, dtype: str | mx.Dtype | None = None
 ) -> ModelFacts:
     """The facts of a folder, of "bundled", or of a Hub id, whose weights are not downloaded."""
     path = Path(path_or_repo).expanduser()
@@ -74,7 +74,7 @@ def read_facts(
     return facts_of(checkpoint, str(path_or_repo), dtype)
 
 
-def facts_of(checkpoint: Any, name: str, dtype: str | None = None) -> ModelFacts:
+def facts_of(checkpoint: Any, name: str, dtype: str | mx.Dtype | None = None) -> ModelFacts:
     """The facts of an open checkpoint."""
     model, plan, wanted = planned_model(checkpoint, dtype)
     sizes = {}

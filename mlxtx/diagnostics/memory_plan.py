@@ -78,11 +78,12 @@ def plan_memory(
     rank: int = 8,
     checkpoint: bool = False,
     revision: str | None = None,
-    dtype: str | None = None,
+    dtype: str | mx.Dtype | None = None,
+    shortest: int = DEFAULT_CONTEXT,
 ) -> MemoryPlan:
     """The plan of a folder or Hub id; nothing is loaded, and of a Hub id only headers are read.
 
-    context: tokens of each of ``batch`` sequences; None takes the model's own, 8192 at most. kv:
+    context: tokens of each of ``batch`` sequences; None takes the model's own, ``shortest`` at most. kv:
     the cache's setting (``kv_bits`` "8,4" says the same). lora: a training step of ``batch``
     sequences with adapters of ``rank`` instead of a conversation.
     """
@@ -90,7 +91,7 @@ def plan_memory(
     settings = kv_from_bits(kv_bits) if kv_bits else _settings(kv, path_or_repo)
     return plan_of(
         facts,
-        context=context,
+        context=min(facts.config.context, shortest) if context is None else context,
         settings=settings,
         batch=batch,
         lora_rank=rank if lora else None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mlxtx.cache.reuse import ReusedCache
+from mlxtx.cache.reuse import Find, ReusedCache
 
 if TYPE_CHECKING:
     from mlxtx.decoder.config import DecoderConfig
@@ -19,11 +19,15 @@ class Session(ReusedCache):
     ``prompt``; ``tokens`` then grows as the caller feeds more.
     """
 
-    def __init__(self, model: DecoderModel, kv: str | None = None) -> None:
+    def __init__(
+        self, model: DecoderModel, kv: str | None = None, find: Find | None = None
+    ) -> None:
         self.model = model
         self.kv = kv
         self._regime = 0
-        super().__init__(lambda: model.make_cache(kv=kv))
+        # Saved caches were made at one length; other regimes have other keys.
+        regular = find and (lambda prompt: None if self._regime else find(prompt))
+        super().__init__(lambda: model.make_cache(kv=kv), regular)
 
     def start(self, prompt: Sequence[int]) -> int:
         """Tokens of ``prompt`` that need not be fed again: all but the last at most."""

@@ -1,0 +1,73 @@
+"""What quantizing the cache costs in quality, on your model and your text.
+
+mlxtx kv-check MODEL --text notes.txt --store
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+# Used when no text is given: a page of plain prose.
+PAGE = """The ferry leaves the town twice a day, early in the morning and again before the light
+goes. In winter the second crossing is often called off, and then the people who came for the
+market have to stay the night. There is one inn, with six rooms and a long table, and whoever sits
+at it is asked where they come from and what they think of the weather. The innkeeper writes the
+answers in a book. She says that in thirty years the weather has been called wet four thousand
+times, dry nine hundred times, and strange only twice. The first strange day was the one on which
+the fog came in from the land instead of from the water. The second she does not like to speak of.
+
+A machine that keeps a record of what it has read faces the same question as the book: how much of
+each answer has to be kept. Write down every word, and the shelf fills up. Write down too little,
+and the answers run together until wet and dry look alike. Somewhere between the two lies the
+shortest note from which the reader can still tell what was meant. Where that is depends on the
+reader, so the honest way is to try it: keep the long record and the short one side by side, ask
+both the same things, and count how often they disagree."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="mlxtx kv-check",
+        description="Measure what quantized caches cost: KL divergence and agreement by setting.",
+    )
+    parser.add_argument("model", help="a folder or a Hub id")
+    parser.add_argument("--text", type=Path, help="a text like those the model will be used on")
+    parser.add_argument("--tokens", type=int, default=1024, help="of the text, at most")
+    parser.add_argument("--kv", help="settings to compare, separated by commas")
+    parser.add_argument("--loss", type=float, default=None, help="KL allowed, in nats a token")
+    parser.add_argument("--store", action="store_true", help="make the choice the model's default")
+    parser.add_argument("--revision")
+    parser.add_argument("--adapter")
+    parser.add_argument("--force", action="store_true", help="load even if memory looks short")
+    parser.add_argument("--json", action="store_true", help="print the scores as data")
+    args = parser.parse_args(argv)
+
+    from mlxtx.diagnostics.kv_check import LADDER, LARGEST_LOSS, check_kv, render, smallest_within
+    from mlxtx.diagnostics.kv_defaults import store_default_kv
+    from mlxtx.errors import MlxtxError
+    from mlxtx.language_model import load
+
+    try:
+        text = PAGE if args.text is None else args.text.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MlxtxError(f"cannot read {args.text}: {error}") from None
+    loaded = load(args.model, revision=args.revision, adapter=args.adapter, force=args.force)
+    ladder = args.kv.split(",") if args.kv else LADDER
+    scores = check_kv(loaded.model, loaded.encode(text)[: args.tokens], ladder=ladder)
+    largest_loss = LARGEST_LOSS if args.loss is None else args.loss
+    chosen = smallest_within(scores, largest_loss)
+    if args.json:
+        print(json.dumps({"scores": [s.to_json() for s in scores], "chosen": chosen.kv}, indent=2))
+    else:
+        print(render(scores, chosen, largest_loss))
+    if args.store:
+        store_default_kv(args.model, chosen.kv)
+        if not args.json:
+            print(f"stored: --kv auto means {chosen.kv} for this model from now on")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
