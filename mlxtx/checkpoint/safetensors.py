@@ -292,15 +292,18 @@ _NAMES = {
 }
 
 
-def write_array(file: IO[bytes], array: mx.array) -> int:
-    """Append an array's bytes, row after row; returns how many. The array is evaluated."""
+def array_bytes(array: mx.array) -> memoryview:
+    """An array's bytes, row after row, in the array's own memory. The array is evaluated."""
     import mlx.core as mx
 
     if array.size == 0:
-        return 0
-    array = mx.contiguous(array)
-    if array.ndim == 0:
-        array = array.reshape(1)
+        return memoryview(b"")
+    array = mx.contiguous(array.reshape(-1))
     plain = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
-    data = memoryview(plain)  # type: ignore[arg-type]  # the array lends its own memory
-    return file.write(data.cast("B"))
+    mx.eval(plain)
+    return memoryview(plain).cast("B")  # type: ignore[arg-type]
+
+
+def write_array(file: IO[bytes], array: mx.array) -> int:
+    """Append an array's bytes; returns how many."""
+    return file.write(array_bytes(array))
