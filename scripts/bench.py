@@ -126,7 +126,7 @@ def bench_model(args: argparse.Namespace, scratch: Path) -> Path:
         return folder
     from mlxtx import convert
 
-    convert(folder, scratch / "model-4bit", quantize="4bit")
+    convert(folder, scratch / "model-4bit", bits=4, verify=False)
     return scratch / "model-4bit"
 
 

@@ -57,6 +57,9 @@ def write_card(
         shown = ", ".join(f"`{path}`" for path in result.unpacked[:8])
         more = f" and {len(result.unpacked) - 8} more" if len(result.unpacked) > 8 else ""
         lines.append(f"- not packed, as the group does not divide their columns: {shown}{more}")
+    if result.calibration:
+        lines += ["", "On a text that was not used to choose the bits:", ""]
+        lines += [f"- {line}" for line in result.calibration.lines()]
     if result.proof:
         lines += ["", "Compared with the original:", ""]
         lines += [f"- {line}" for line in result.proof.lines()]

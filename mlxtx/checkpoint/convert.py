@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import shutil
 import time
 from collections import Counter
@@ -16,13 +17,15 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlxtx.checkpoint.calibrate import Calibration
+from mlxtx.checkpoint.calibrate import calibrate as measure
 from mlxtx.checkpoint.card import copy_companions, write_card
 from mlxtx.checkpoint.formats import FLOAT_DTYPES
 from mlxtx.checkpoint.hub import resolve
 from mlxtx.checkpoint.loading import float_dtype
 from mlxtx.checkpoint.proof import Proof, prove
 from mlxtx.checkpoint.quantization import Quantization, QuantizationTable
-from mlxtx.checkpoint.recipes import Recipe, make_recipe
+from mlxtx.checkpoint.recipes import NEVER_PACKED, Recipe, make_recipe
 from mlxtx.checkpoint.shards import (
     MAX_SHARD_BYTES,
     ShardWriter,
@@ -49,9 +52,6 @@ from mlxtx.files import write_json_atomic
 
 OnEvent = Callable[[Event], None]
 
-# Modules that are never packed: tiny, and the rest depends on them (routers never are either).
-NEVER_PACKED = ("embed_positions", "_gate")
-
 
 @dataclass
 class Conversion:
@@ -59,7 +59,8 @@ class Conversion:
 
     folder: the new checkpoint; nbytes of its weights; bits_per_weight with the scales; unpacked:
     modules that stayed as they were because their columns do not divide by the group; proof: how
-    far it is from the source, or None when not asked for.
+    far it is from the source, calibration: what the choice of bits is worth; None when not asked
+    for.
     """
 
     folder: Path
@@ -67,6 +68,7 @@ class Conversion:
     parameters: int
     recipe: str
     unpacked: list[str] = field(default_factory=list)
+    calibration: Calibration | None = None
     proof: Proof | None = None
 
     @property
@@ -138,7 +140,12 @@ def convert(
     write_json_atomic(partial / "config.json", job.config)
     copy_companions(folder, partial)
     result = Conversion(
-        target, writer.tensor_bytes, parameters(job.units), job.describe(), sorted(job.unpacked)
+        target,
+        writer.tensor_bytes,
+        parameters(job.units),
+        job.describe(),
+        sorted(job.unpacked),
+        job.calibration,
     )
     if verify:
         result.proof = prove(folder, partial, on_event=on_event)
@@ -157,6 +164,7 @@ class _Job:
     layout: Layout
     config: dict[str, Any]
     recipe: Recipe | None
+    calibration: Calibration | None
     unpacked: list[str]
 
     def describe(self) -> str:
@@ -190,38 +198,43 @@ def _plan(
     names = family_for(config).names(config)
     saving = names.plan_save({name: form.shape for name, form in plan.forms.items()}, layout)
     units = make_units(plan, saving, _cast(plan, wanted))
-    chosen = None
+    chosen, calibration = None, None
     if calibrate is not None and target_bpw is not None:
-        from mlxtx.checkpoint.calibrate import calibrated_recipe
-
-        chosen = calibrated_recipe(checkpoint, Path(calibrate), target_bpw, group_size, on_event)
+        calibration = measure(
+            checkpoint,
+            Path(calibrate),
+            target_bpw,
+            group_size,
+            scale_bits=8 * (wanted or _main_dtype(plan)).size,
+            on_event=on_event,
+        )
+        chosen = calibration.recipe
     elif packing:
         chosen = make_recipe(
             recipe, bits=bits, group_size=group_size, mode=mode, layers=len(model.config.blocks)
         )
     unpacked = _choose(units, model, chosen) if chosen else []
-    if chosen:
-        table = _table(units, chosen.default)
-    else:
-        table = _kept_table(units, plan)
+    table = _table(units, chosen.default) if chosen else _kept_table(units, plan)
     if table:
         config["quantization"] = config["quantization_config"] = table
     if wanted is not None:
         key = "dtype" if "dtype" in config else "torch_dtype"
         config[key] = next(name for name, dtype_ in FLOAT_DTYPES.items() if dtype_ == wanted)
-    return _Job(model, plan, units, layout, config, chosen, unpacked)
+    return _Job(model, plan, units, layout, config, chosen, calibration, unpacked)
+
+
+def _main_dtype(plan: WeightPlan) -> mx.Dtype:
+    """The floating-point type that most of a checkpoint's numbers have."""
+    sizes: Counter[mx.Dtype] = Counter()
+    for form in plan.forms.values():
+        if mx.issubdtype(form.dtype, mx.floating):
+            sizes[form.dtype] += math.prod(form.shape)
+    return sizes.most_common(1)[0][0] if sizes else mx.float32
 
 
 def _cast(plan: WeightPlan, wanted: mx.Dtype | None) -> Callable[[mx.Dtype], mx.Dtype]:
     """The type to write: in a half-precision checkpoint, what is kept in float32 stays so."""
-    sizes: Counter[mx.Dtype] = Counter()
-    for form in plan.forms.values():
-        size = 1
-        for length in form.shape:
-            size *= length
-        if mx.issubdtype(form.dtype, mx.floating):
-            sizes[form.dtype] += size
-    main = sizes.most_common(1)[0][0] if sizes else mx.float32
+    main = _main_dtype(plan)
 
     def cast(dtype: mx.Dtype) -> mx.Dtype:
         if wanted is None or not mx.issubdtype(dtype, mx.floating):
@@ -252,7 +265,7 @@ def _choose(units: list[Unit], model: DecoderModel, recipe: Recipe) -> list[str]
     return unfit
 
 
-def _table(units: list[Unit], default: Quantization) -> dict[str, Any]:
+def _table(units: list[Unit], default: Quantization) -> dict[str, Any] | None:
     packed = {
         output.module: output.quantization
         for unit in units

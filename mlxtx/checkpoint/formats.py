@@ -31,6 +31,7 @@ class Packing:
     name: str
     parts: tuple[str, ...]
     plain: Tensor
+    quantization: Quantization
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def _mlx(checkpoint: Checkpoint, tensors: Tensors, settings: Any = None) -> Tens
             partial(_together, unpack, [tensor.read for tensor in stored]),
             rows=partial(_together, unpack, [tensor.rows for tensor in stored if tensor.rows]),
         )
-        packing = Packing(path + ".weight", parts, plain)
+        packing = Packing(path + ".weight", parts, plain, quantization)
         result[path + ".weight"] = replace(weight, packing=packing)
     return result
 
@@ -264,6 +265,7 @@ def _mxfp4(checkpoint: Checkpoint, tensors: Tensors, settings: Any = None) -> Te
     [..., I, O], the way such fused experts are stored.
     """
     result = dict(tensors)
+    mxfp4 = Quantization.of("mxfp4")
     for name, scales in tensors.items():
         path = name.removesuffix("_scales")
         blocks = tensors.get(path + "_blocks")
@@ -282,7 +284,7 @@ def _mxfp4(checkpoint: Checkpoint, tensors: Tensors, settings: Any = None) -> Te
             partial(_together, _unpack_blocks, parts),
         )
         result[path + "_blocks"] = replace(
-            blocks, packing=Packing(path, (path + "_blocks", name), plain)
+            blocks, packing=Packing(path, (path + "_blocks", name), plain, mxfp4)
         )
     return result
 

@@ -58,7 +58,7 @@ def resolve(
         raise MlxtxError(f"{path} is a file; give the folder that holds config.json")
     if repo.startswith((".", "/", "~")) or not _REPO_ID.fullmatch(repo):
         raise MlxtxError(f"there is no folder {path}; give a folder or a Hub id such as owner/name")
-    with _explained(repo, revision):
+    with explained(repo, revision):
         folder = Path(_download(repo, revision, on_event))
     if not any(folder.glob("*.safetensors")):
         raise MlxtxError(
@@ -125,7 +125,7 @@ def _reporting_bar(on_event: OnEvent | None) -> type[Any]:
 
 
 @contextlib.contextmanager
-def _explained(repo: str, revision: str | None) -> Iterator[None]:
+def explained(repo: str, revision: str | None) -> Iterator[None]:
     """Turn huggingface-hub's errors into lines for people."""
     from huggingface_hub import errors
 

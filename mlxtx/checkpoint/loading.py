@@ -79,7 +79,7 @@ def planned_model(
     if unpack:
         model, plan = describe(checkpoint, unpack=True)
     quantize_modules(model, plan.quantizations)
-    wanted = _dtype(dtype)
+    wanted = float_dtype(dtype)
     if wanted is None and on_cpu and packed:
         wanted = mx.float32
     return model, plan, wanted
@@ -127,7 +127,8 @@ def fill(
             on_event(Progress(stage="load", done=done, total=total, unit="bytes", seconds=seconds))
 
 
-def _dtype(dtype: str | mx.Dtype | None) -> mx.Dtype | None:
+def float_dtype(dtype: str | mx.Dtype | None) -> mx.Dtype | None:
+    """A type by its name; None stays None."""
     if dtype is None or isinstance(dtype, mx.Dtype):
         return dtype
     if dtype not in FLOAT_DTYPES:

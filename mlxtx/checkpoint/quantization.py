@@ -68,10 +68,10 @@ class Quantization:
             return f"{self.bits} bits, groups of {self.group_size}"
         return self.mode
 
-    @property
-    def bits_per_weight(self) -> float:
-        """With the scales (and biases) in half precision, as checkpoints have them."""
-        return self.bits + (32 if self.mode == "affine" else 8) / self.group_size
+    def bits_per_weight(self, scale_bits: int = 16) -> float:
+        """With the scales (and biases) of affine packing in a type of ``scale_bits``."""
+        beside = 2 * scale_bits if self.mode == "affine" else 8
+        return self.bits + beside / self.group_size
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether a weight of this shape can be packed."""

@@ -11,6 +11,9 @@ from pathlib import Path
 from mlxtx.checkpoint.quantization import MODES, Quantization
 from mlxtx.errors import MlxtxError
 
+# Modules that are never packed: tiny, and much depends on them (routers never are either).
+NEVER_PACKED = ("embed_positions", "_gate")
+
 # Named recipes: bits for most modules, and for those that suffer most.
 MIXED = {
     "mixed_2_6": (2, 6),

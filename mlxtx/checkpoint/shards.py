@@ -90,8 +90,8 @@ class ShardWriter:
         self._start(key)
 
     @property
-    def nbytes(self) -> int:
-        return sum(self._sizes.values())
+    def tensor_bytes(self) -> int:
+        return sum(place.nbytes for place in self.places.values())
 
     def _start(self, key: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -134,7 +134,7 @@ class DecoderModel(nn.Module):
     ) -> mx.array:
         """Hidden states [B, T, D] behind the final norm; ``head`` makes logits of them."""
         step = _step(tokens.shape[1], cache, left_padding, length, positions, segments)
-        caches = _uncached(self._config.blocks) if cache is None else cache.layers
+        caches = uncached(self._config.blocks) if cache is None else cache.layers
         x = self.model(tokens, caches, step, last)
         if cache is not None:
             cache.offset += step.count
@@ -172,7 +172,7 @@ class DecoderModel(nn.Module):
             raise ValueError(f"this model has {len(heads)} prediction heads, not {depth + 1}")
         step = _step(next_tokens.shape[1], cache, left_padding, None, positions, segments)
         block = self._config.prediction_heads[depth]
-        layer = _uncached([block])[0] if cache is None else cache.layers[depth]
+        layer = uncached([block])[0] if cache is None else cache.layers[depth]
         states = heads[depth](hidden, self.model.embed(next_tokens, step), layer, step)
         if cache is not None:
             cache.offset += step.count
@@ -221,7 +221,9 @@ def _step(count, cache, left_padding, length, positions, segments) -> Step:
     )
 
 
-def _uncached(blocks: Sequence[BlockConfig]) -> list[Uncached]:
+def uncached(blocks: Sequence[BlockConfig]) -> list[Uncached]:
+    """What stands in for caches where every token is there at once; layers that share a cache
+    share it here too."""
     caches: list[Uncached] = []
     for block in blocks:
         source = getattr(block.attention, "shares_cache_of", None)

@@ -236,7 +236,8 @@ def test_the_table_reader_takes_anything(value):
 
 
 def test_bits_per_weight():
-    assert Quantization(4, 64).bits_per_weight == 4.5
-    assert Quantization.of("mxfp4").bits_per_weight == 4.25
+    assert Quantization(4, 64).bits_per_weight() == 4.5
+    assert Quantization(4, 64).bits_per_weight(32) == 5.0
+    assert Quantization.of("mxfp4").bits_per_weight() == 4.25
     assert not Quantization(4, 64).fits((8, 96)) and not Quantization(4, 64).fits((64,))
     assert bfloat16(np.ones(2, np.float32)).tolist() == [0x3F80, 0x3F80]

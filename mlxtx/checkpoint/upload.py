@@ -1,0 +1,25 @@
+"""A finished checkpoint goes to the Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mlxtx.checkpoint.hub import explained
+from mlxtx.errors import MlxtxError
+
+
+def upload(folder: str | Path, repo: str, *, private: bool = False) -> str:
+    """Make the repository ``repo`` (owner/name) if need be and put ``folder`` into it; returns its
+    address. Needs `hf auth login` or HF_TOKEN. Raises MlxtxError that says what to do."""
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise MlxtxError(f"{folder} is no model's folder, so it is not uploaded")
+    from huggingface_hub import HfApi, get_token
+
+    if not get_token():
+        raise MlxtxError("uploading needs an account: run `hf auth login`, or set HF_TOKEN")
+    api = HfApi()
+    with explained(repo, None):
+        api.create_repo(repo, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repo, folder_path=str(folder), commit_message="Add the model")
+    return f"{api.endpoint}/{repo}"
