@@ -134,8 +134,9 @@ class _Decoded:
         ).astype(self.precision)
 
 
-def split_by_blocks(rows: QuantizedRows, value_dim: int) -> bool:
-    return value_dim % rotation_block(rows.dim) == 0
+def split_by_blocks(rows: Rows, value_dim: int) -> bool:
+    """Whether the first channels of rotated rows are whole blocks of the rotation."""
+    return value_dim % rotation_block(rows.shape[-1]) == 0
 
 
 def unpack(rows: QuantizedRows) -> mx.array:

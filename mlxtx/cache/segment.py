@@ -11,6 +11,15 @@ from mlxtx.errors import MlxtxError
 
 
 @dataclass(frozen=True)
+class Buffer:
+    """The whole buffers that a part lies in, from ``slot`` on, with only older rows before it."""
+
+    keys: Rows
+    values: Rows | None
+    slot: int
+
+
+@dataclass(frozen=True)
 class Part:
     """Neighbouring rows ``start .. start + count`` of a sequence, as attention reads them.
     ``values`` None: values are the first channels of the keys."""
@@ -18,6 +27,7 @@ class Part:
     start: int
     keys: Rows
     values: Rows | None
+    buffer: Buffer | None = None
 
     @property
     def count(self) -> int:
@@ -33,7 +43,10 @@ class Part:
             return self
         low, high = max(start, self.start) - self.start, min(stop, self.stop) - self.start
         values = None if self.values is None else slice_rows(self.values, low, high)
-        return Part(self.start + low, slice_rows(self.keys, low, high), values)
+        buffer = self.buffer
+        if buffer is not None:
+            buffer = Buffer(buffer.keys, buffer.values, buffer.slot + low)
+        return Part(self.start + low, slice_rows(self.keys, low, high), values, buffer)
 
 
 class Segment:
@@ -123,14 +136,18 @@ class Segment:
     def parts(self, first: int | None = None) -> list[Part]:
         """All rows from ``first`` on that are still there, in order."""
         start = self.oldest if first is None else max(first, self.oldest)
-        return [
-            Part(
-                row,
-                self.keys.read(slot, slot + count),
-                None if self.values.rows is None else self.values.read(slot, slot + count),
-            )
-            for row, slot, count in self._runs(start, self.stop)
-        ]
+        in_order = self.ring is None or self.newest - self.origin <= self.ring
+        return [self._part(*run, in_order) for run in self._runs(start, self.stop)]
+
+    def _part(self, row: int, slot: int, count: int, in_order: bool) -> Part:
+        keys, values = self.keys.rows, self.values.rows
+        assert keys is not None
+        return Part(
+            row,
+            slice_rows(keys, slot, slot + count),
+            None if values is None else slice_rows(values, slot, slot + count),
+            Buffer(keys, values, slot) if in_order else None,
+        )
 
     def can_truncate(self, stop: int) -> bool:
         """Whether rows from ``stop`` on can be forgotten with nothing missing before them."""

@@ -6,6 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlxtx.cache import kernels
 from mlxtx.errors import MlxtxError
 from tests.cache.tiny_models import KINDS, tiny_model
 
@@ -34,7 +35,9 @@ def test_chunks_and_single_tokens_equal_the_whole(kind, kv):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_plain_cache_equals_none(kind):
+@pytest.mark.parametrize("metal", [False, True])
+def test_a_plain_cache_equals_none(kind, metal, monkeypatch):
+    monkeypatch.setattr(kernels, "on_metal", lambda: metal)  # the kernels' references here
     model = tiny_model(*KINDS[kind])
     without = np.array(model(mx.array([TOKENS])))[0]
     np.testing.assert_allclose(

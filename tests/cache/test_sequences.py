@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlxtx.cache import parts
+from mlxtx.cache import kernels, parts
 from mlxtx.cache.attention import AttentionSpec
 from mlxtx.cache.layer import RowsCache, layer_layout
 from mlxtx.cache.model_cache import ModelCache
@@ -153,15 +153,17 @@ class Both:
     padding=st.sampled_from([(0,), (0, 0), (3, 0), (1, 6)]),
     sinks=st.booleans(),
     operations=operations,
-    sliced=st.booleans(),
+    way=st.sampled_from(["whole", "sliced", "kernels"]),
     seed=st.integers(0, 99),
 )
 def test_every_kind_equals_attention_over_its_rows(
-    kv, spec, dims, latent, padding, sinks, operations, sliced, seed
+    kv, spec, dims, latent, padding, sinks, operations, way, seed
 ):
     # Slices so small that every pass is made of several.
     with pytest.MonkeyPatch.context() as patch:
-        if sliced:
+        if way == "kernels":  # off Metal they are their references, of the same results
+            patch.setattr(kernels, "on_metal", lambda: True)
+        if way == "sliced":
             patch.setattr(parts, "SCORES_AT_A_TIME", 64)
             patch.setattr(parts, "SMALLEST_SLICE", 16)
             patch.setattr(parts, "QUERIES_AT_A_TIME", 4)
