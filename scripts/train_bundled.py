@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,9 +47,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--conversations", type=int, default=45_000)
     parser.add_argument("--steps", type=int, default=2400, help="of batch-size rows of 256 tokens")
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--learning-rate", type=float, default=0.02)
+    parser.add_argument("--learning-rate", type=float, default=0.006)
     parser.add_argument("--optimizer", default="muon")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--finish",
+        type=Path,
+        metavar="RUN",
+        help="go on from the newest state of RUN, which may still be going, with a learning rate "
+        "that falls linearly to nothing in --steps",
+    )
+    parser.add_argument(
+        "--single", action="store_true", help="only single questions, a first stage"
+    )
+    parser.add_argument("--constant", action="store_true", help="keep the learning rate")
+    parser.add_argument(
+        "--first-weight", type=float, default=6.0, help="of an answer's first tokens"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     parser.add_argument("--evaluate", action="store_true", help="only judge what --out holds")
     parser.add_argument(
@@ -68,17 +83,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def prepare(args: argparse.Namespace) -> None:
     """The conversations and the vocabulary, unless the folder has them."""
-    from training.bundled.conversations import held_out, training_set, write_jsonl
+    from training.bundled.conversations import (
+        conversation,
+        held_out,
+        single,
+        training_set,
+        write_jsonl,
+    )
     from training.bundled.vocabulary import train_vocabulary, write_tokenizer
 
     data = args.out / "data"
     if (args.out / "model" / "tokenizer.model").is_file() and (data / "train.jsonl").is_file():
         return
     data.mkdir(parents=True, exist_ok=True)
-    rows = list(training_set(args.conversations, args.seed))
+    draw = single if args.single else conversation
+    rows = list(training_set(args.conversations, args.seed, draw))
     write_jsonl(rows, data / "train.jsonl")
     write_jsonl(list(training_set(300, args.seed + 1)), data / "valid.jsonl")
     write_jsonl(held_out(), data / "held_out.jsonl")
+    if args.finish:
+        shutil.copytree(args.finish / "model", args.out / "model", dirs_exist_ok=True)
+        return
     texts = (m["content"] for row in rows[:20_000] for m in row["messages"])
     write_tokenizer(args.out / "model", train_vocabulary(texts, CONFIG["vocab_size"]))
 
@@ -113,9 +138,9 @@ def train(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         learning_rate=args.learning_rate,
         optimizer=args.optimizer,
-        schedule="cosine",
-        warmup=100,
-        final_rate=0.02,
+        schedule="constant" if args.constant else "linear" if args.finish else "cosine",
+        warmup=0 if args.finish else 100,
+        final_rate=0.0 if args.finish else 0.02,
         weight_decay=0.01,
         seed=args.seed,
         report_every=25,
@@ -124,9 +149,44 @@ def train(args: argparse.Namespace) -> None:
     trainer = FixedRowTrainer(
         model, rows, settings, args.out, write=lambda folder: save(model, folder), on_event=tell
     )
+    trainer.first_weight = args.first_weight
     if args.resume:
         trainer.resume()
+    elif args.finish:
+        begin_from(trainer, args.finish)
+    else:
+        (args.out / "history.txt").write_text(command() + "\n")
     trainer.run()
+
+
+def begin_from(trainer, run: Path) -> None:
+    """Takes over the weights and the optimizer of another run, not its place in the data."""
+    from mlx.utils import tree_unflatten
+
+    from mlxtx.tuning.state import StateFolder
+
+    state = StateFolder(run / "state").load()
+    if state is None:
+        raise SystemExit(f"{run} has no saved state yet")
+    trainer.model.update(tree_unflatten(list(state.weights.items())))
+    trainer.optimizer.restore(state.optimizer)
+    print(f"from step {state.step} of {run}", flush=True)
+    lines = history(run)
+    if lines:
+        lines[-1] += f"  # stopped at step {state.step}"
+    (trainer.out / "history.txt").write_text("\n".join([*lines, command()]) + "\n")
+
+
+def history(run: Path) -> list[str]:
+    """The commands that led to a run, the first one first."""
+    path = run / "history.txt"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def command() -> str:
+    """This command, with only the names of the folders of runs."""
+    words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
+    return "python scripts/train_bundled.py " + " ".join(words)
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -193,13 +253,8 @@ def pack(args: argparse.Namespace) -> None:
             "context": CONFIG["max_position_embeddings"],
             "bits": SHIPPED_BITS,
             "group": GROUP,
-            "seed": args.seed,
-            "conversations": args.conversations,
+            "history": "\n".join("    " + line for line in history(args.out)),
             "steps": last["step"],
-            "batch": args.batch_size,
-            "tokens": last["tokens"],
-            "optimizer": args.optimizer,
-            "rate": args.learning_rate,
             "loss": last["loss"],
             "date": datetime.date.fromtimestamp(ended).isoformat(),
             "table": (args.out / "table.md").read_text(),

@@ -7,7 +7,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_unflatten
 
 from mlxtx.families import family_for
 from mlxtx.text.tokenizer import Tokenizer
@@ -149,3 +149,34 @@ def test_a_resumed_run_has_the_same_losses(tokenizer, conversations, tmp_path):
     second = trainer(tmp_path / "parts")
     assert second.resume()
     assert begun + [second._train_step()[0].total for _ in range(2)] == losses
+
+
+def test_first_tokens_of_answers_weigh_more(tokenizer, conversations, tmp_path):
+    rows = lay_rows(conversations, tokenizer, length=128, context=256, seed=0)
+    config = family_for(CONFIG).decoder_config(dict(CONFIG))
+    model = initial_model(config, 0)
+    settings = Training(iters=1, batch_size=4)
+    trainer = FixedRowTrainer(model, rows, settings, tmp_path, write=lambda folder: None)
+    trainer.first_weight = 6.0
+    scored = np.array([[0, 1, 1, 1, 1, 0, 1, 1, 0, 0]], bool)
+    assert trainer._weights(scored)[scored].tolist() == [6, 6, 6, 1, 6, 6]
+
+
+def test_the_packed_checkpoint_is_the_rounded_model(tokenizer, tmp_path):
+    """What is shipped loads as an ordinary checkpoint, with the weights 8 bits leave."""
+    import mlxtx
+    from training.bundled.packing import rounded, write_checkpoint
+
+    config = family_for(CONFIG).decoder_config(dict(CONFIG))
+    model = initial_model(config, 0, deviation=0.1)
+    weights = dict(tree_flatten(model.parameters()))
+    source = tmp_path / "source"
+    write_tokenizer(source, train_vocabulary(["a few words to learn from"] * 50, 300))
+    mx.save_safetensors(str(source / "model.safetensors"), weights)
+    write_checkpoint(source, tmp_path / "out", CONFIG, bits=8, card="# card\n")
+    loaded, read = mlxtx.load_model(tmp_path / "out")
+    assert read["quantization"]["bits"] == 8
+    assert loaded.config == config
+    tokens = mx.array([[1, 5, 9, 200]])
+    model.update(tree_unflatten(list(rounded(weights, 8).items())))
+    assert mx.allclose(loaded(tokens), model(tokens), atol=1e-5)

@@ -27,13 +27,13 @@ groups of {group}.
 
 ## How it was made
 
-    LD_PRELOAD=libopenblas.so.0 python scripts/train_bundled.py --out RUN
-    python scripts/train_bundled.py --out RUN --evaluate --pack mlxtx/bundled
+{history}
 
-Seed {seed}; {conversations:,} conversations from the templates in `training/bundled`, no foreign text;
-{steps:,} steps of {batch} rows of 256 tokens ({tokens:,} tokens in all), {optimizer}, learning rate
-{rate}; loss on the answers only; float32 on two CPU cores. Training loss at the end: {loss:.3f};
-finished {date}.
+with `LD_PRELOAD=libopenblas.so.0`, in float32 on two CPU cores that other work shared; then
+`python scripts/train_bundled.py --out RUN --evaluate --pack mlxtx/bundled`. The conversations come from
+the templates in `training/bundled`, with no foreign text. Rows of 256 tokens, 8 a step; Muon for the
+matrices of the layers, AdamW for the rest; the loss counts answers only. The last stage ended after
+{steps:,} steps with a training loss of {loss:.3f}, on {date}.
 
 ## What it can do
 

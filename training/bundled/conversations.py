@@ -206,19 +206,28 @@ def conversation(rng: random.Random, facts: Iterator[Item]) -> dict[str, Any]:
     return {"messages": chat.messages}
 
 
+def single(rng: random.Random, facts: Iterator[Item]) -> dict[str, Any]:
+    """One question with its answer: what is learned first, before chats of several turns."""
+    chat = Chat(rng, facts)
+    _turns(chat, {"fact": 86, "unknown": 8, "sum": 4, "letters": 2}, 1)
+    return {"messages": chat.messages}
+
+
 def _turns(chat: Chat, weights: dict[str, float], count: int) -> None:
     for kind in chat.rng.choices(list(weights), list(weights.values()), k=count):
         getattr(chat, kind)()
 
 
-def training_set(count: int, seed: int) -> Iterator[dict[str, Any]]:
+def training_set(
+    count: int, seed: int, draw: Callable[..., dict[str, Any]] = conversation
+) -> Iterator[dict[str, Any]]:
     """``count`` conversations of ``seed``; no question of the held-out set is among them."""
     rng = random.Random(seed)
     facts = deck(rng)
     forbidden = {_plain(row["messages"][-1]["content"]) for row in held_out(seed=0)}
     made = 0
     while made < count:
-        row = conversation(rng, facts)
+        row = draw(rng, facts)
         if all(_plain(m["content"]) not in forbidden for m in row["messages"] if m["role"] == "user"):  # fmt: skip
             made += 1
             yield row

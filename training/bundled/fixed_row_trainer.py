@@ -19,12 +19,14 @@ from mlxtx.tuning.trainer import Trainer
 from training.bundled.rows import FixedRows
 
 PLACES = 256
+FIRST_TOKENS = 3
 
 
 class FixedRowTrainer(Trainer):
     """Trains on ``FixedRows``. One step is ``batch_size`` rows."""
 
     samples: FixedRows
+    first_weight: float = 1.0
     _compiled: Any = None
 
     def _rows(self, picked: list[int]) -> dict[str, mx.array]:
@@ -35,20 +37,30 @@ class FixedRowTrainer(Trainer):
         # as many as a multiple of 256, so that few shapes are traced; the filling counts nothing
         filled = np.zeros(-(-len(places) // PLACES) * PLACES, np.int32)
         filled[: len(places)] = places
-        counts = np.arange(len(filled)) < len(places)
+        weights = np.zeros(len(filled), np.float32)
+        weights[: len(places)] = self._weights(scored).reshape(-1)[places]
         return {
             "tokens": mx.array(tokens[:, :-1]),  # [B, T]
             "segments": mx.array(segments[:, :-1]),
             "positions": mx.array(rows.positions[picked][:, :-1]),
             "places": mx.array(filled),  # [P] into the flat batch
             "targets": mx.array(tokens[:, 1:].reshape(-1)[filled]),  # [P]
-            "counts": mx.array(counts.astype(np.float32)),  # [P]
+            "weights": mx.array(weights),  # [P]
         }
+
+    def _weights(self, scored: np.ndarray) -> np.ndarray:
+        """More for the first tokens of an answer, which choose it, than for those that follow from
+        them: an answer of thirty tokens has one that shows whether the question was understood."""
+        weights = np.ones(scored.shape, np.float32)
+        starts = scored & ~np.pad(scored, ((0, 0), (1, 0)))[:, :-1]
+        for place in range(FIRST_TOKENS):
+            weights[np.pad(starts, ((0, 0), (place, 0)))[:, : scored.shape[1]]] = self.first_weight
+        return weights
 
     def _step(self, weights, state, rate, batch):
         """New weights and optimizer state, the summed loss, and the norm of the gradients."""
         names = list(weights)
-        count = batch["counts"].sum()
+        count = batch["weights"].sum()
 
         def loss(*values):
             self.model.update(tree_unflatten(list(zip(names, values, strict=True))))
@@ -58,17 +70,19 @@ class FixedRowTrainer(Trainer):
             logits = self.model.head(hidden.flatten(0, 1)[batch["places"]])  # [P, V]
             picked = mx.take_along_axis(logits, batch["targets"][:, None], axis=-1)[:, 0]
             losses = mx.logsumexp(logits, axis=-1) - picked
-            return (losses * batch["counts"]).sum() / count
+            return (losses * batch["weights"]).sum() / count, (
+                losses * (batch["weights"] > 0)
+            ).sum()
 
         values = [weights[name] for name in names]
-        mean, gradients = mx.value_and_grad(loss, argnums=list(range(len(names))))(*values)
+        (_, total), gradients = mx.value_and_grad(loss, argnums=list(range(len(names))))(*values)
         norm = mx.sqrt(sum(mx.square(g).sum() for g in gradients))
         scale = mx.minimum(1.0, self.settings.clip / norm) if self.settings.clip else mx.array(1.0)
         self.optimizer.restore(state)
         new = self.optimizer.apply(
             weights, {n: g * scale for n, g in zip(names, gradients, strict=True)}, rate
         )
-        return new, self.optimizer.state(), mean * count, norm
+        return new, self.optimizer.state(), total, norm
 
     def _train_step(self) -> tuple[StepLoss, int]:
         picked = self.order.step(self.step)
@@ -91,7 +105,7 @@ class FixedRowTrainer(Trainer):
         self.tokens += count
         self.step += 1
         self._good = self._snapshot()
-        return StepLoss(total.item(), int(batch["counts"].sum().item())), count
+        return StepLoss(total.item(), int((batch["weights"] > 0).sum().item())), count
 
 
 def parameter_count(model: Any) -> int:
