@@ -18,7 +18,7 @@ import mlx.nn as nn
 
 from mlxtx.errors import MlxtxError
 from mlxtx.files import write_json_atomic
-from mlxtx.tuning.lora import LowRank
+from mlxtx.tuning.lora import LowRank, input_width
 from mlxtx.tuning.state import save_arrays
 from mlxtx.tuning.targets import (
     adaptable,
@@ -49,8 +49,9 @@ class Adapter:
 
 
 def base_mark(model: Any) -> str:
-    """The same for models of the same shape."""
-    return hashlib.sha256(repr(model.config).encode()).hexdigest()[:16]
+    """The same for models whose layers have the same names and shapes, packed or not."""
+    layers = [f"{p} {(*m.weight.shape[:-1], input_width(m))}" for p, m in adaptable(model).items()]
+    return hashlib.sha256("\n".join(layers).encode()).hexdigest()[:16]
 
 
 def adapter_of(model: Any, facts: Mapping[str, Any] | None = None) -> Adapter:

@@ -9,7 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlxtx.decoder.config import DecoderConfig
-from mlxtx.decoder.config_file import write_toml
+from mlxtx.decoder.config_file import to_dict, write_toml
 from mlxtx.decoder.model import DecoderModel
 from mlxtx.events import Event
 from mlxtx.tuning.samples import Sample
@@ -63,7 +63,7 @@ def train_from_scratch(
         out,
         write=lambda folder: write(model, folder),
         validation=validation,
-        facts={"method": "scratch", "decoder": repr(config)},
+        facts={"method": "scratch", "decoder": to_dict(config)},
         on_event=on_event,
     )
     if resume:
