@@ -65,7 +65,7 @@ def load(
     if adapter is not None:
         from mlxtx.tuning import load_adapter
 
-        load_adapter(model, adapter)
+        load_adapter(model, adapter, config)
     loaded = LanguageModel(model, tokenizer, config, name=str(path_or_repo), kv=kv)
     loaded.prefill_chunk = min(PREFILL_CHUNK, plan.prefill_chunk)
     if on_event:

@@ -27,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--out", "-o", default="adapters", metavar="FOLDER")
     made.add_argument("--resume", action="store_true", help="go on from the state in --out")
     made.add_argument("--dry-run", action="store_true", help="show the data and the plan, and stop")
+    made.add_argument("--peft", metavar="FOLDER", help="write the adapter for PEFT too")
     made.add_argument("--plot", action="store_true", help="draw the loss at the end")
     _options(
         made.add_argument_group("what is trained"),
@@ -100,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = vars(parser().parse_args(argv))
     model, data, out = args.pop("model"), args.pop("data"), args.pop("out")
     resume, dry, plot = args.pop("resume"), args.pop("dry_run"), args.pop("plot")
+    peft = args.pop("peft")
     if dry:
         from mlxtx.tuning import preview
 
@@ -119,6 +121,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = run_job(job, out, resume=resume, on_event=lambda e: show(e))
     best = "" if result.best is None else f", best validation loss {result.best:.4f}"
     print(f"{result.step} steps, {result.tokens:,} tokens, {result.seconds:.0f} s{best}: {out}")
+    if peft:
+        from mlxtx.tuning.finetune import export_peft
+
+        export_peft(job, peft)
     if plot:
         from mlxtx.scripts.plot import main as draw
 

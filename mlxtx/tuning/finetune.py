@@ -76,13 +76,15 @@ class Method:
         )
 
 
-def prepare(model: Any, how: Method, seed: int = 0) -> None:
+def prepare(
+    model: Any, how: Method, seed: int = 0, family_config: Mapping[str, Any] | None = None
+) -> None:
     """Freezes the model and makes trainable what ``how`` says."""
     model.freeze()
     if how.method == "full":
         _unfreeze(model, choose_whole(model, how))
     elif how.adapter is not None:
-        put_on(model, read_adapter(how.adapter, model))
+        put_on(model, read_adapter(how.adapter, model, family_config))
     else:
         layers = choose(model, how.targets, how.layers)
         add_adapters(model, dict.fromkeys(layers, how.low_rank()), seed)
@@ -161,7 +163,7 @@ def make_job(model: Any, data: Any, *, on_event: Any = None, **options: Any) -> 
         worst = "; ".join(map(str, train.bad[:3]))
         raise MlxtxError(f"no record can be used: {worst}")
     net = language_model.model
-    prepare(net, how, settings.seed)
+    prepare(net, how, settings.seed, language_model.config)
     memory = plan_memory(
         net,
         [len(s) for s in train.samples],
@@ -265,6 +267,14 @@ def write_result(job: Job, folder: Path) -> None:
     net = job.language_model.model
     facts = {"method": job.how.method, "model": job.language_model.name}
     save_adapter(adapter_of(net, facts), folder, len(net.config.blocks))
+
+
+def export_peft(job: Job, folder: str | Path) -> None:
+    """Writes the adapter that is on the job's model for PEFT."""
+    from mlxtx.tuning.peft import write_peft
+
+    model = job.language_model
+    write_peft(adapter_of(model.model), folder, model.model, model.config, base_model=model.name)
 
 
 def preview(
