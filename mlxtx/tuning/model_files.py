@@ -46,7 +46,8 @@ def save_model(
                 if path.name not in _LEFT_OUT:
                     shutil.copyfile(path, folder / path.name)
     packed = quantization_of(model)
-    names = family_for(config).names(config)
+    written = {k: v for k, v in config.items() if k not in ("quantization", "quantization_config")}
+    names = family_for(written).names(written)  # of what is written, not of what was read
     weights = named(model.parameters())
     plan = names.plan_save(
         {n: tuple(a.shape) for n, a in weights.items()}, "mlx" if packed else "hf"
@@ -60,7 +61,6 @@ def save_model(
         file.write(encode_header(header, {"format": "mlx"}))
         for name in list(tensors):
             write_array(file, tensors.pop(name))
-    written = {k: v for k, v in config.items() if k not in ("quantization", "quantization_config")}
     if packed:
         written["quantization"] = _told(packed, names, weights)
     # Last, for its presence says that all is there.
