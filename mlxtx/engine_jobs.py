@@ -39,7 +39,7 @@ def _load(job: engine.Load, running: Running) -> Done:
             seconds=time.perf_counter() - start,
             bytes=_memory(),
             context=state["model"].context,
-            details={"note": state["note"], "memory_limit": memory_limit()},
+            details={"note": state["note"], "memory_limit": _limit()},
         )
     )
     return Done(reason="done")
@@ -251,15 +251,10 @@ def _memory() -> int:
     return mx.get_active_memory()
 
 
-def memory_limit() -> int:
-    """Bytes the GPU may use without swapping, or the machine's memory where there is no GPU."""
-    import os
+def _limit() -> int:
+    from mlxtx.diagnostics.memory_plan import memory_limit
 
-    import mlx.core as mx
-
-    if mx.metal.is_available():
-        return int(mx.device_info()["max_recommended_working_set_size"])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return memory_limit()
 
 
 RUN: dict[type, Callable[..., Done]] = {

@@ -54,6 +54,7 @@ ACTIONS = (
     Action("app", "chats", "Conversations: search, open", "f5,ctrl+o", "chats", "[words]", "chats"),
     Action("app", "settings", "Settings", "f6", "settings", priority=True),
     Action("app", "theme", "Choose the colours", "", "theme", "[name]"),
+    Action("app", "unload", "Unload the model: free its memory", "", "unload"),
     Action("app", "restart", "Restart the engine", "f8", "restart"),
     Action("app", "command_palette", "Search all actions", "ctrl+p", hint="actions"),
     Action("app", "help", "Keys and commands", "f1", "help", hint="help"),

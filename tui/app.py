@@ -7,23 +7,26 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mlxtx.tui.actions import ACTIONS, bindings
 from mlxtx.tui.bridge import Bridge, EngineFactory
 from mlxtx.tui.conversation import Conversation
+from mlxtx.tui.jobs import Jobs, LongJob
 from mlxtx.tui.model_state import ModelState
 from mlxtx.tui.screens.chat import ChatScreen
 from mlxtx.tui.services import Services, with_given
 from mlxtx.tui.themes import THEMES
+from mlxtx.tui.training import TrainRun
 from textual.app import App, SystemCommand
 from textual.message import Message
 from textual.screen import Screen
 
 from mlxtx import settings as user_settings
-from mlxtx.engine import Load
+from mlxtx.engine import Load, Unload
 from mlxtx.engine_process import EngineProcess
 from mlxtx.events import Event, Failed, Loaded
 
@@ -75,6 +78,11 @@ class MlxtxApp(Services):
             options=options,
         )
         self.bridge = Bridge(self._post_events, self._engine_ended, make_engine)
+        self.jobs = Jobs(self.bridge, self._job_changed)
+        self.jobs_listeners: list[Callable[[LongJob], None]] = []
+        self.training: TrainRun | None = None
+        # Model -> its memory plan, or why there is none.
+        self.plans: dict[str, dict[str, Any] | str] = {}
         for theme in THEMES:
             self.register_theme(theme)
         self.chat: ChatScreen | None = None
@@ -153,6 +161,12 @@ class MlxtxApp(Services):
         if self.model.state not in ("ready", "loading"):
             self.load_model(self.model.name, self.model.adapter)
 
+    def action_unload(self) -> None:
+        """Give the model's memory back; the next message loads it again."""
+        self.model = replace(self.model, state="none", memory=0)
+        self.bridge.submit(Unload(), lambda event: None)
+        self._model_changed()
+
     def _take_load(self, event: Event) -> None:
         if isinstance(event, Loaded):
             self.model.state = "ready"
@@ -184,6 +198,14 @@ class MlxtxApp(Services):
             return
         self.action_chat()
         self.chat.open(Conversation(self.store, found))
+
+    def _job_changed(self, job: LongJob) -> None:
+        if job.state == "failed":
+            self.tell(f"{job.label}: {job.message}", "error", timeout=15)
+        elif job.state == "done":
+            self.tell(f"{job.label}: done")
+        for listener in list(self.jobs_listeners):
+            listener(job)
 
     # Screens
 

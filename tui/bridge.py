@@ -62,8 +62,10 @@ def join(events: list[Event]) -> list[Event]:
 class Bridge:
     """``deliver(events)`` is called on the event loop, which then calls ``dispatch`` for each.
 
-    The chat has one engine for its life. A long job (a download, a conversion, a training run)
-    gets one of its own, so that it can be paused by ending it and can't take the chat with it.
+    The chat has one engine for its life. Questions that must not wait for a reply (a search, a
+    memory plan) go to a second one, the desk, which starts with the first question. A long job (a
+    download, a conversion, a training run) gets one of its own, so that it can be paused by ending
+    it and can't take the chat with it.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Bridge:
         self._deliver = deliver
         self._make = make_engine
         self._chat = make_engine(self._take, engine_ended)
+        self._desk: EngineLike | None = None
         self._long: dict[int, EngineLike] = {}
         self._numbers = itertools.count(1)
         self._watchers: dict[int, Watcher] = {}
@@ -92,6 +95,14 @@ class Bridge:
         number = next(self._numbers)
         self._watchers[number] = watcher
         return self._chat.submit(job, number)
+
+    def ask(self, job: Job, watcher: Watcher) -> int:
+        """Run a short ``job`` beside the chat's."""
+        number = next(self._numbers)
+        self._watchers[number] = watcher
+        if self._desk is None:
+            self._desk = self._make(self._take, lambda message, detail: None)
+        return self._desk.submit(job, number)
 
     def submit_long(self, job: Job, watcher: Watcher) -> int:
         """Run ``job`` in an engine of its own, which ends with it."""
@@ -157,4 +168,5 @@ class Bridge:
     async def close(self) -> None:
         """End every engine."""
         self._watchers.clear()
-        await asyncio.gather(*(engine.close() for engine in [self._chat, *self._long.values()]))
+        engines = [self._chat, *self._long.values()] + ([self._desk] if self._desk else [])
+        await asyncio.gather(*(engine.close() for engine in engines))

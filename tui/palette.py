@@ -24,7 +24,7 @@ class OpenProvider(Provider):
         app = cast("MlxtxApp", self.app)
         for chat in app.store.chats(_SHOWN):
             yield f"Open: {one_line(chat.title)}", "conversation", partial(app.open_chat, chat.id)
-        for model in local_models(app.settings.model_folders):
+        for model in local_models(app.model_folders):
             yield f"Use: {model.name}", "model", partial(app.load_model, model.source)
 
     async def startup(self) -> None:

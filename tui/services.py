@@ -41,6 +41,21 @@ class Services(App[None]):
     settings_path: Path
     store_path: Path | str
 
+    @property
+    def converted_folder(self) -> Path:
+        """Where conversions go."""
+        return user_settings.data_folder() / "models"
+
+    @property
+    def runs_folder(self) -> Path:
+        """Where training runs, and so adapters, go."""
+        return user_settings.data_folder() / "runs"
+
+    @property
+    def model_folders(self) -> list[str]:
+        """Where to look for models beside the Hub cache."""
+        return [*self.settings.model_folders, str(self.converted_folder)]
+
     @cached_property
     def store(self) -> Store:
         return Store(self.store_path)

@@ -125,9 +125,6 @@ class ScriptedEngine:
 
     async def _play(self, number: int, job: Job) -> None:
         for step in self.script.answers[type(job).__name__](job):
-            if number in self.stopped:
-                self.deliver(Done(job=number, reason="stopped"))
-                return
             if isinstance(step, Event):
                 self.deliver(replace(step, job=number))
                 await asyncio.sleep(0)
@@ -136,6 +133,9 @@ class ScriptedEngine:
                     await asyncio.sleep(0.005)
             else:
                 await asyncio.sleep(step)
+            if number in self.stopped:
+                self.deliver(Done(job=number, reason="stopped"))
+                return
 
     def die(self, message: str = "The engine ended by itself (signal SIGABRT).") -> None:
         """End as a process does that ran out of memory."""

@@ -113,16 +113,17 @@ async def test_a_message_that_begins_with_a_path_is_no_command(tmp_path: Path) -
 
 async def test_every_action_has_a_method_and_every_key_one_meaning(tmp_path: Path) -> None:
     from mlxtx.tui.screens.chats import ChatsScreen
+    from mlxtx.tui.screens.models import ModelsScreen
+    from mlxtx.tui.screens.train import TrainScreen
     from mlxtx.tui.widgets.transcript import Transcript
 
     app = make_app(tmp_path)
     async with app.run_test():
         homes: dict[str, Any] = {
             "app": app, "chat": app.chat, "messages": Transcript, "chats": ChatsScreen,
+            "models": ModelsScreen, "train": TrainScreen,
         }  # fmt: skip
         for action in ACTIONS:
-            if action.area not in homes:
-                continue
             name = action.name.split("(")[0]
             home = app.chat if name.startswith("screen.") else homes[action.area]
             method = "action_" + name.removeprefix("screen.")

@@ -116,7 +116,7 @@ class ChatScreen(ChatActions):
     def _status(self) -> str:
         model = self.app.model
         if model.state == "loading":
-            return f"loading {model.name}…"
+            return f"loading {model.label}…"
         if model.state == "dead":
             return "the engine ended · f8 restarts it"
         if model.state == "failed":
@@ -125,9 +125,8 @@ class ChatScreen(ChatActions):
 
     def _show_title(self) -> None:
         model = self.app.model
-        adapter = f"+ {model.adapter}" if model.adapter else ""
         title = self.conversation.chat.title or "New chat"
-        self.query_one(TitleBar).set(title, model.name, adapter)
+        self.query_one(TitleBar).set(title, model.label)
 
     def _empty_lines(self, width: int) -> list[Line]:
         model = self.app.model
@@ -266,7 +265,7 @@ class ChatScreen(ChatActions):
         view = self.transcript.view_of(self.reply.message.id)
         if view is not None:
             loading = self.app.model.state == "loading"
-            view.note = f"loading {self.app.model.name}…" if loading else "…"
+            view.note = f"loading {self.app.model.label}…" if loading else "…"
             self.transcript.changed(view)
 
     def _reply_ended(self, reply: Reply) -> None:

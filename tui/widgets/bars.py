@@ -47,12 +47,11 @@ class Bar(Widget):
 class TitleBar(Bar):
     """Where you are, left, and which model answers, right."""
 
-    def set(self, title: str, model: str = "", detail: str = "") -> None:
+    def set(self, title: str, model: str = "") -> None:
         left = Content.assemble(
             ("mlxtx", "$text-primary bold"), "  ", (one_line(title, 120), "$foreground")
         )
-        right = Content.assemble((one_line(model, 60), "$foreground"), f"  {detail}")
-        self.show(left, right if model else Content(""))
+        self.show(left, Content.styled(one_line(model, 60), "$foreground"))
 
 
 @dataclass

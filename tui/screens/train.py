@@ -1,0 +1,267 @@
+"""Train an adapter: look at the data, start, watch the loss, chat with what came out."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlxtx.tui.actions import bindings
+from mlxtx.tui.clean import clean, duration, one_line, size
+from mlxtx.tui.jobs import LongJob
+from mlxtx.tui.training import TrainRun, read_run
+from mlxtx.tui.widgets.bars import Hints, TitleBar
+from mlxtx.tui.widgets.choice import Choice
+from mlxtx.tui.widgets.loss_plot import LossPlot
+from textual.app import ComposeResult
+from textual.containers import Horizontal, VerticalScroll
+from textual.content import Content
+from textual.screen import Screen
+from textual.widgets import Input, Static
+
+from mlxtx.engine import Preview, Train
+from mlxtx.events import Done, Event, Failed
+
+if TYPE_CHECKING:
+    from mlxtx.tui.app import MlxtxApp
+
+# Name of the option, its kind, what stands in the field at first.
+_NUMBERS: tuple[tuple[str, type, str], ...] = (
+    ("rank", int, "8"),
+    ("iters", int, "200"),
+    ("batch_size", int, "4"),
+    ("learning_rate", float, "1e-4"),
+    ("max_length", int, "1024"),
+    ("validation_part", float, "0.1"),
+    ("seed", int, "0"),
+)
+_METHODS = ("lora", "dora", "rslora", "qlora", "full")
+
+
+class TrainScreen(Screen[None]):
+    app: MlxtxApp
+    BINDINGS = bindings("train")
+    AUTO_FOCUS = "#data"
+
+    def __init__(self, data: str = "") -> None:
+        super().__init__()
+        self._data = data
+        self._asked = 0
+
+    def compose(self) -> ComposeResult:
+        yield TitleBar()
+        with Horizontal(id="setup"):
+            with VerticalScroll(id="form", can_focus=False):
+                yield Static("Data", classes="label")
+                yield Input(self._data, placeholder="a JSONL file, a folder, a dataset", id="data")
+                yield Static("Run", classes="label")
+                yield Input("", placeholder="its name", id="name")
+                yield from _field("method", Choice(*_METHODS, id="method"))
+                for name, _, value in _NUMBERS:
+                    yield from _field(name, Input(value, id=name, compact=True))
+                yield Static("Prompt to try while it trains", classes="label", id="prompt-label")
+                yield Input("", placeholder="none", id="prompt")
+            with VerticalScroll(id="side"):
+                yield Static(_EMPTY, id="preview")
+        with Horizontal(id="run"):
+            yield LossPlot()
+            with VerticalScroll(id="samples", can_focus=True):
+                yield Static(id="said")
+        yield Static(id="figures")
+        yield Hints("train")
+
+    def on_mount(self) -> None:
+        self.app.jobs_listeners.append(self.job_changed)
+        self.query_one("#name", Input).value = self._free_name()
+        self._show()
+
+    def on_unmount(self) -> None:
+        self.app.jobs_listeners.remove(self.job_changed)
+        self.app.bridge.forget(self._asked)
+
+    def _free_name(self) -> str:
+        words = re.sub(r"[^a-z0-9]+", "-", self.app.model.label.lower()).strip("-") or "run"
+        number = 1
+        while (self.app.runs_folder / f"{words}-{number}").exists():
+            number += 1
+        return f"{words}-{number}"
+
+    # What is shown
+
+    @property
+    def _job(self) -> LongJob | None:
+        jobs = [job for job in self.app.jobs.all if job.kind == "train"]
+        return jobs[-1] if jobs else None
+
+    def _show(self) -> None:
+        """The form, or the run when there is one that is not over."""
+        job, run = self._job, self.app.training
+        watching = job is not None and run is not None and job.state != "failed"
+        self.query_one("#setup").display = not watching
+        self.query_one("#run").display = watching
+        self.query_one(TitleBar).set(
+            f"Train: {run.out.name}" if watching and run else "Train an adapter",
+            self.app.model.label,
+        )
+        if watching and run is not None and job is not None:
+            self.query_one(LossPlot).show(run.losses, run.validation)
+            said = [_sample(*sample) for sample in reversed(run.samples)]
+            waiting = Content.styled("What the adapter says is shown here.", "$foreground 60%")
+            self.query_one("#said", Static).update(Content("\n\n").join(said) if said else waiting)
+            self.query_one("#figures", Static).update(Content(f"{job.state} · {run.figures()}"))
+        else:
+            text = one_line(job.message) if job is not None and job.state == "failed" else ""
+            self.query_one("#figures", Static).update(Content.styled(text, "$text-error"))
+
+    def job_changed(self, job: LongJob) -> None:
+        if job.kind == "train":
+            self._show()
+
+    # The form
+
+    def _options(self) -> dict[str, Any] | None:
+        """What the fields say; None, with a word to the reader, when one of them is wrong."""
+        options: dict[str, Any] = {"method": self.query_one("#method", Choice).value}
+        for name, kind, _ in _NUMBERS:
+            field = self.query_one(f"#{name}", Input)
+            try:
+                options[name] = kind(field.value)
+                field.remove_class("-wrong")
+            except ValueError:
+                field.add_class("-wrong")
+                word = "a whole number" if kind is int else "a number"
+                self.app.tell(f"{name} must be {word}.", "warning")
+                field.focus()
+                return None
+        return options
+
+    def _data_path(self) -> str | None:
+        text = self.query_one("#data", Input).value.strip()
+        if not text:
+            self.app.tell("Name the data first: a JSONL file, or a folder with them.", "warning")
+            self.query_one("#data", Input).focus()
+            return None
+        path = Path(text).expanduser()
+        return str(path) if path.exists() else text
+
+    def action_preview(self) -> None:
+        data, options = self._data_path(), self._options()
+        if data is None or options is None:
+            return
+        self.query_one("#preview", Static).update("Reading the data…")
+        self.app.bridge.forget(self._asked)
+        job = Preview(model=self.app.model.name, data=data, options=options)
+        self._asked = self.app.bridge.ask(job, self._take_preview)
+
+    def _take_preview(self, event: Event) -> None:
+        widget = self.query_one("#preview", Static)
+        if isinstance(event, Failed):
+            widget.update(Content.styled(clean(event.message), "$text-error"))
+        elif isinstance(event, Done):
+            widget.update(preview_text(event.details))
+
+    # The run
+
+    def action_start(self) -> None:
+        job = self._job
+        if job is not None and job.open:
+            self.app.jobs.pause(job)
+            return
+        data, options = self._data_path(), self._options()
+        name = self.query_one("#name", Input).value.strip()
+        if data is None or options is None:
+            return
+        if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
+            self.app.tell("The name of a run has letters, digits, - and _.", "warning")
+            return
+        out = self.app.runs_folder / name
+        old = read_run(self.app.model.name, out)
+        if old is not None:
+            options["resume"] = True
+            self.app.tell(f"{name} was begun before and goes on.")
+        options["validate_every"] = max(1, options["iters"] // 10)
+        prompt = self.query_one("#prompt", Input).value.strip()
+        if prompt:
+            options |= {"sample_prompt": prompt, "sample_every": options["validate_every"]}
+        options["report_every"] = max(1, min(10, options["iters"] // 50))
+        run = self.app.training = old or TrainRun(self.app.model.name, out)
+        train = Train(model=self.app.model.name, data=data, out=str(out), options=options)
+        started = self.app.jobs.start("train", name, train, lambda job, event: run.take(event))
+        started.again = replace(train, options={**options, "resume": True})
+
+    def action_try(self) -> None:
+        run = self.app.training
+        if run is None or not (run.out / "adapter_config.json").exists():
+            self.app.tell(
+                "There is no adapter yet: it is saved at the end and on pause.", "warning"
+            )
+            return
+        self.app.load_model(run.model, str(run.out))
+        self.app.action_chat()
+
+    def action_back(self) -> None:
+        job = self._job
+        if job is not None and not job.open and self.query_one("#run").display:
+            # The run is over: back to the form for the next one.
+            self.app.jobs.all.remove(job)
+            self.query_one("#name", Input).value = self._free_name()
+            self._show()
+        else:
+            self.dismiss()
+
+
+_EMPTY = Content.styled(
+    "ctrl+r reads the data and shows, without training:\n\n"
+    "how many samples and tokens there are, which lines are bad,\n"
+    "which words are learned and which are only read,\n"
+    "how much memory it takes and how long a step.\n\n"
+    "Each line of a JSONL file is one sample:\n"
+    '{"messages": [{"role": "user", ...}, ...]}\n'
+    '{"prompt": "...", "completion": "..."}\n'
+    '{"text": "..."}',
+    "$foreground 60%",
+)
+
+
+def _field(name: str, widget: Any) -> ComposeResult:
+    with Horizontal(classes="field"):
+        yield Static(name, classes="name")
+        yield widget
+
+
+def _sample(step: int, prompt: str, text: str) -> Content:
+    return Content.assemble(
+        (f"step {step:,}  {one_line(prompt)}\n", "$foreground 60%"), clean(text).strip()
+    )
+
+
+def preview_text(found: dict[str, Any]) -> Content:
+    """The dry run: figures, then samples with the learned words coloured."""
+    lengths, memory = found["lengths"], found["memory"]
+    rows = [
+        f"{found['count']:,} samples, {found['validation_count']:,} for validation",
+        f"{found['tokens']:,} tokens, {found['tokens_in_loss']:,} of them learned",
+        f"lengths {lengths['shortest']:,} to {lengths['longest']:,}, median {lengths['median']:,}",
+        f"{found['trained_parameters']:,} numbers are trained",
+        f"memory {size(memory['total'])} of {size(memory['available'])}",
+    ]
+    if found.get("seconds_per_step"):
+        rows.append(f"{duration(found['seconds_per_step'])} a step, first loss {found['loss']:.3f}")
+    if found["cut"]:
+        rows.append(f"{found['cut']:,} samples were longer and are cut")
+    parts: list[Content] = [Content("\n".join(rows))]
+    if not found["fits"]:
+        parts.append(Content.styled("It does not fit: less batch or length.", "$text-error"))
+    for line in found["bad_lines"][:5]:
+        parts.append(Content.styled(clean(line), "$text-warning"))
+    parts.append(
+        Content.assemble(("learned", "$text-success"), " and ", ("read", "$foreground 50%"), ":")
+    )
+    for sample in found["samples"]:
+        pieces = (
+            (clean(text), "$text-success" if learned else "$foreground 50%")
+            for text, learned in sample
+        )
+        parts.append(Content.assemble(*pieces))
+    return Content("\n\n").join(parts)
