@@ -15,6 +15,7 @@ import mlx.core as mx
 
 from mlxtx.errors import MlxtxError
 from mlxtx.events import Event, Progress
+from mlxtx.files import write_error
 from mlxtx.tuning.objective import (
     NextToken,
     Objective,
@@ -209,8 +210,8 @@ class Trainer:
             last = self.step == settings.iters
             if self.step % settings.report_every == 0 or last:
                 loss = report.loss
-                done = (self.step - first) / (settings.iters - first)
-                self._tell_training(report, (time.perf_counter() - started) / done)
+                each = (time.perf_counter() - started) / (self.step - first)
+                self._tell_training(report, each)
                 report = _Report()
             every = settings.validate_every
             if len(self.validation) and every and (self.step % every == 0 or last):
@@ -305,7 +306,7 @@ class Trainer:
             self.write(self.out / "best")
         self._good = self._snapshot()
 
-    def _tell_training(self, report: _Report, expected: float) -> None:
+    def _tell_training(self, report: _Report, seconds_a_step: float) -> None:
         details = {
             "loss": report.loss,
             "learning_rate": self.schedule(self.step - 1),
@@ -313,9 +314,8 @@ class Trainer:
             "peak_memory_bytes": mx.get_peak_memory(),
             "tokens": self.tokens,
         }
-        # Told so that time left counts from the start of this run, not of the resumed one.
-        seconds = expected * self.step / self.settings.iters
-        self._tell("train", self.step, seconds=seconds, details=details)
+        # As if all steps had been of this run, so that the time left is right after a resume.
+        self._tell("train", self.step, seconds=seconds_a_step * self.step, details=details)
 
     def _tell(
         self,
@@ -328,8 +328,11 @@ class Trainer:
         if started is not None:
             seconds = time.perf_counter() - started
         line = {"step": step, "stage": stage, **(details or {})}
-        with open(self._metrics(), "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            with open(self._metrics(), "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise write_error(self.out / "metrics.jsonl", error) from None
         self.on_event(
             Progress(
                 stage=stage,
