@@ -116,7 +116,9 @@ def read_adapter(folder: str | Path, model: Any, family_config: Mapping[str, Any
 
         adapter = read_peft(folder, config, model, family_config or {})
     else:
-        adapter = _read_mlx(folder, config, model)
+        from mlxtx.tuning.layouts import from_layout
+
+        adapter = from_layout(_read_mlx(folder, config), model, family_config or {}, "mlx")
     _check(adapter, model, folder)
     return adapter
 
@@ -143,7 +145,7 @@ def read_weights(path: Path) -> dict[str, mx.array]:
         raise MlxtxError(f"{path} can't be read: {error}") from None
 
 
-def _read_mlx(folder: Path, config: Mapping[str, Any], model: Any) -> Adapter:
+def _read_mlx(folder: Path, config: Mapping[str, Any]) -> Adapter:
     weights = read_weights(folder / WEIGHTS_FILE)
     parameters = config.get("lora_parameters") or {}
     dora = config.get("fine_tune_type") == "dora"

@@ -264,9 +264,12 @@ def write_result(job: Job, folder: Path) -> None:
 
         save_like(job.language_model, folder)
         return
-    net = job.language_model.model
+    from mlxtx.tuning.layouts import in_layout
+
+    net, config = job.language_model.model, job.language_model.config
     facts = {"method": job.how.method, "model": job.language_model.name}
-    save_adapter(adapter_of(net, facts), folder, len(net.config.blocks))
+    adapter = in_layout(adapter_of(net, facts), net, config, "mlx")
+    save_adapter(adapter, folder, len(net.config.blocks))
 
 
 def export_peft(job: Job, folder: str | Path) -> None:

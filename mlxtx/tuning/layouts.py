@@ -146,3 +146,58 @@ def weights_from(layer: Any, part: Part, path: str) -> dict[str, mx.array]:
     if part.m is not None:
         found[f"{path}.m"] = part.m
     return found
+
+
+def in_layout(adapter: Any, model: Any, config: Mapping[str, Any], layout: Layout) -> Any:
+    """The adapter under the names of ``layout``, all of one rank (smaller ones get zeros), as
+    mlx-lm's single ``rank`` wants it; the same object where the names are ours."""
+    own = [t for t in ties(model, config, layout) if set(t.ours) & set(adapter.layers)]
+    if all(tie.theirs == tie.ours for tie in own):
+        return adapter
+    modules = adaptable(model)
+    rows = {path: module.weight.shape[-2] for path, module in modules.items()}
+    parts = parts_of(model, adapter.layers, adapter.weights)
+    found: dict[str, tuple[Part, Any]] = {}
+    for tie in own:
+        members = {p: parts[p] for p in tie.ours if p in parts}
+        for name, part in to_theirs(tie, members, rows).items():
+            found[name] = (part, modules[tie.ours[0]])
+    rank = max(part.how.rank for part, _ in found.values())
+    layers: dict[str, LowRank] = {}
+    weights = {n: a for n, a in adapter.weights.items() if n.rpartition(".")[2] == "weight"}
+    for name, (part, module) in found.items():
+        wide = _padded(part, rank)
+        layers[name] = wide.how
+        weights |= weights_from(module, wide, name)
+    return replace(adapter, layers=layers, weights=weights)
+
+
+def _padded(part: Part, rank: int) -> Part:
+    more = rank - part.how.rank
+    none = [(0, 0)] * (part.a.ndim - 2)
+    return Part(
+        mx.pad(part.a, [*none, (0, more), (0, 0)]),
+        mx.pad(part.b, [*none, (0, 0), (0, more)]),
+        replace(part.how, rank=rank),
+        part.m,
+    )
+
+
+def from_layout(adapter: Any, model: Any, config: Mapping[str, Any], layout: Layout) -> Any:
+    """An adapter whose layers have the names of ``layout``, under ours."""
+    modules = adaptable(model)
+    if not config or all(path in modules for path in adapter.layers):
+        return adapter
+    layers, weights, left = {}, dict(adapter.weights), dict(adapter.layers)
+    for tie in ties(model, config, layout):
+        if not all(name in left for name in tie.theirs):
+            continue
+        module = modules[tie.ours[0]]
+        parts = [part_from(module, left.pop(n), weights, n) for n in tie.theirs]
+        for name in tie.theirs:
+            for leaf in ("lora_a", "lora_b", "m"):
+                weights.pop(f"{name}.{leaf}", None)
+        for path, part in to_ours(tie, parts).items():
+            layers[path] = part.how
+            weights |= weights_from(modules[path], part, path)
+    return replace(adapter, layers={**layers, **left}, weights=weights)

@@ -11,8 +11,8 @@ import pytest
 from mlxtx.decoder.model import DecoderModel
 from mlxtx.errors import MlxtxError
 from mlxtx.families import family_for
-from mlxtx.tuning.adapters import adapter_of, load_adapter
-from mlxtx.tuning.layouts import parts_of, ties, to_ours, to_theirs
+from mlxtx.tuning.adapters import adapter_of, load_adapter, save_adapter
+from mlxtx.tuning.layouts import in_layout, parts_of, ties, to_ours, to_theirs
 from mlxtx.tuning.lora import LowRank, dense_weight
 from mlxtx.tuning.peft import write_peft
 from mlxtx.tuning.targets import adapters_in, add_adapters, choose, remove_adapters
@@ -170,3 +170,21 @@ def test_what_is_not_ours_is_refused(tmp_path, name, config, message):
     peft_file(tmp_path, tensors, **config)
     with pytest.raises(MlxtxError, match=message):
         load_adapter(made(LLAMA), tmp_path, LLAMA)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_mlx_lms_files_have_its_names_and_one_rank(tmp_path, name):
+    config = FAMILIES[name]
+    net = made(config, how=LowRank(rank=2, scale=1.5))
+    wanted = np.array(net(TOKENS))
+    written = in_layout(adapter_of(net), net, config, "mlx")
+    save_adapter(written, tmp_path, 2)
+    weights = mx.load(str(tmp_path / "adapters.safetensors"))
+    rank = json.loads((tmp_path / "adapter_config.json").read_text())["lora_parameters"]["rank"]
+    assert rank == {"llama": 2, "mixtral": 2}.get(name, 6)
+    assert {how.rank for how in written.layers.values()} == {rank}
+    if name == "phi3":
+        assert weights["model.layers.1.self_attn.qkv_proj.lora_b"].shape == (6, 64)
+    fresh = made(config)
+    load_adapter(fresh, tmp_path, config)
+    np.testing.assert_allclose(np.array(fresh(TOKENS)), wanted, atol=2e-5)
