@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     for name, about in (
         ("targets", "layers by name or pattern: q_proj, 'mlp.*', embed_tokens (all in the blocks)"),
         ("whole", "weights to train as they are, such as embed_tokens or lm_head"),
+        ("sample-prompts", "prompts to answer while it trains (with --sample-every)"),
     ):
         made.add_argument(f"--{name}", nargs="+", default=argparse.SUPPRESS, help=about)
     _options(
@@ -70,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
         ("report-every", int, "steps (10)"),
         ("validate-every", int, "steps (0: never)"),
         ("validate-batches", int, "at most so many (0: all)"),
+        ("sample-every", int, "steps between answers to --sample-prompts (0: never)"),
         ("save-every", int, "steps (100)"),
         ("keep", int, "states kept (2)"),
         ("bad-steps", int, "steps in a row that are not finite before it stops (3)"),
@@ -152,6 +154,10 @@ def progress_line(event: Progress) -> str:
         )
     if event.stage == "validate":
         return f"{step}  validation loss {d['loss']:.4f}"
+    if event.stage == "sample":
+        from mlxtx.text.inert import inert
+
+        return f"{step}  {inert(d['prompt'])!r} -> {inert(d['text'])!r}"
     if event.stage == "skip":
         return (
             f"{step}  skipped: the loss or its gradient was not finite ({d['in_a_row']} in a row)"

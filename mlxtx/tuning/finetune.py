@@ -133,6 +133,7 @@ class Job:
     train: Encoded
     validation: Encoded
     memory: MemoryPlan
+    sample_prompts: Sequence[str] = ()
 
     @property
     def bad(self) -> list[BadLine]:
@@ -143,6 +144,7 @@ def make_job(model: Any, data: Any, *, on_event: Any = None, **options: Any) -> 
     """Loads the model and the data and plans the run, without a step."""
     encoding = {k: options.pop(k) for k in ("loss_on", "max_length", "too_long") if k in options}
     part = options.pop("validation_part", 0.0)
+    prompts = options.pop("sample_prompts", ())
     if options.get("method") == "full":
         options.setdefault("learning_rate", _FULL_RATE)
     options.setdefault("iters", 100)
@@ -171,7 +173,7 @@ def make_job(model: Any, data: Any, *, on_event: Any = None, **options: Any) -> 
         checkpoint=settings.checkpoint,
         batch_size=settings.batch_size,
     )
-    return Job(language_model, how, settings, train, validation, memory)
+    return Job(language_model, how, settings, train, validation, memory, prompts)
 
 
 def _are_samples(data: Any) -> bool:
@@ -213,7 +215,8 @@ def tune(
     rank=8, alpha, scale, dropout, targets="all", layers, whole, adapter_dtype, adapter (``Method``);
     iters=100, batch_size=4, learning_rate, optimizer="adamw", schedule, warmup, accumulate,
     clip, checkpoint, packing, seed=0, save_every, validate_every ... (``Training``);
-    loss_on="assistant", max_length=2048, too_long="cut" (``Encoder``); validation_part=0.0.
+    loss_on="assistant", max_length=2048, too_long="cut" (``Encoder``); validation_part=0.0;
+    sample_prompts, answered every sample_every steps.
     ``resume`` goes on from the state in ``out``. Raises MlxtxError with one line that says what
     is wrong; nothing in ``out`` is lost by it.
     """
@@ -245,6 +248,7 @@ def run_job(
         write=lambda folder: write_result(job, folder),
         validation=job.validation.samples,
         facts=facts,
+        sampler=(lambda: sample_texts(job)) if job.sample_prompts else None,
         on_event=on_event,
     )
     if resume:
@@ -256,6 +260,19 @@ def run_job(
     result = trainer.run()
     net.eval()
     return result
+
+
+def sample_texts(job: Job, max_tokens: int = 64) -> list[dict[str, str]]:
+    """What the model answers to the job's prompts now."""
+    model = job.language_model
+    model.model.eval()
+    asked = model.tokenizer.chat_template is not None
+    said = []
+    for prompt in job.sample_prompts:
+        given: Any = [{"role": "user", "content": prompt}] if asked else prompt
+        said.append({"prompt": prompt, "text": model.generate(given, max_tokens=max_tokens).text})
+    model.model.train()
+    return said
 
 
 def write_result(job: Job, folder: Path) -> None:

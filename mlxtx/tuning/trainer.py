@@ -61,6 +61,7 @@ class Training:
     report_every: int = 10
     validate_every: int = 0
     validate_batches: int = 0
+    sample_every: int = 0
     save_every: int = 100
     keep: int = 2
     bad_steps: int = 3
@@ -82,7 +83,15 @@ class Training:
 
 # Settings that a resumed run may change: they do not change what is computed.
 FREE_SETTINGS = frozenset(
-    ("report_every", "validate_every", "validate_batches", "save_every", "keep", "bad_steps")
+    (
+        "report_every",
+        "validate_every",
+        "validate_batches",
+        "sample_every",
+        "save_every",
+        "keep",
+        "bad_steps",
+    )
 )
 
 
@@ -102,6 +111,7 @@ class Trainer:
 
     write: saves what was trained, as it is in the model, to a folder (adapters or a model).
     facts: what else has to be the same when the run is resumed (the base model, the method).
+    sampler: what the model says now, as ``prompt`` and ``text``; asked every ``sample_every`` steps.
     """
 
     def __init__(
@@ -115,10 +125,11 @@ class Trainer:
         validation: Sequence[Sample] = (),
         objective: Objective | None = None,
         facts: Mapping[str, Any] | None = None,
+        sampler: Callable[[], list[dict[str, str]]] | None = None,
         on_event: Callable[[Event], None] | None = None,
     ):
         self.model, self.samples, self.settings = model, samples, settings
-        self.validation, self.write = validation, write
+        self.validation, self.write, self.sampler = validation, write, sampler
         self.out = Path(out)
         self.objective = objective or settings.objective()
         self.on_event = on_event or (lambda event: None)
@@ -216,6 +227,9 @@ class Trainer:
             every = settings.validate_every
             if len(self.validation) and every and (self.step % every == 0 or last):
                 self._validate(started)
+            if self.sampler and settings.sample_every and self.step % settings.sample_every == 0:
+                for said in self.sampler():
+                    self._tell("sample", self.step, started, said)
             if settings.save_every and self.step % settings.save_every == 0 and not last:
                 self._save_state()
                 self.write(self.out)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import random
 
 import mlx.core as mx
@@ -135,6 +137,24 @@ def test_steps_that_are_not_finite_stop_the_run_with_the_last_good_state(tmp_pat
             assert mx.array_equal(array, after[name]), name
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["in_a_row"] for line in lines if line["stage"] == "skip"] == [1, 2, 3]
+
+
+def test_a_full_disk_keeps_the_older_state(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    with pytest.raises(Killed):
+        train(out, stop_at=4)
+    kept = {p.name: p.read_bytes() for p in (out / "state").iterdir()}
+    real = os.fsync
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(MlxtxError, match="the disk is full"):
+        train(out, True)
+    monkeypatch.setattr(os, "fsync", real)
+    assert {p.name: p.read_bytes() for p in (out / "state").iterdir()} == kept
+    assert train(out, True)[1].step == 12
 
 
 def test_best_weights_and_old_states(tmp_path):

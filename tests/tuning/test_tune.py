@@ -103,6 +103,27 @@ def test_resume_through_the_command(folder, tmp_path, capsys):
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+def test_answers_while_it_trains_change_nothing(folder, tmp_path):
+    seen = []
+    options = {"iters": 4, "learning_rate": 1e-2, "report_every": 4, "dropout": 0.1}
+    mlxtx.tune(folder / "model", folder, tmp_path / "a", **options)
+    mlxtx.tune(
+        folder / "model",
+        folder,
+        tmp_path / "b",
+        sample_prompts=["what is 3 plus 3"],
+        sample_every=2,
+        on_event=seen.append,
+        **options,
+    )
+    said = [e for e in seen if getattr(e, "stage", "") == "sample"]
+    assert [e.done for e in said] == [2, 4]
+    assert all(e.details["prompt"] == "what is 3 plus 3" for e in said)
+    assert all(isinstance(e.details["text"], str) for e in said)
+    files = [tmp_path / run / "adapters.safetensors" for run in "ab"]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
 def test_preview_shows_masks_plan_and_bad_lines(folder, capsys):
     found = preview(folder / "model", folder, samples=1)
     assert found["samples"] == [
