@@ -47,7 +47,8 @@ def attend_parts(
     if out is not None:
         return out
     rows = _plain_rows(parts)
-    if rows is not None and expand is None and fused_attention_available(q, spec):
+    fused = fused_attention_available(q, spec)
+    if rows is not None and expand is None and (fused or _few_scores(q, rows[0], spec, step)):
         keys, values = rows
         values = keys[..., : spec.value_dim] if values is None else values
         mask = causal_mask(spec, step, keys.shape[2])
@@ -61,6 +62,14 @@ def _first_seen(spec: AttentionSpec, step: Step, part: Part) -> int:
         return part.start
     assert spec.window is not None
     return min(part.stop, max(part.start, step.offset - spec.window + 1))
+
+
+def _few_scores(q: mx.array, keys: mx.array, spec: AttentionSpec, step: Step) -> bool:
+    """MLX's own attention makes all scores on a CPU; where they are few it has the fewest steps.
+    (In float32 only: it would compute in half precision. And a row of padding must give 0.)"""
+    simple = spec.softcap is None and not spec.slopes and not step.left_padding
+    few = q.shape[0] * q.shape[1] * q.shape[2] * keys.shape[2] <= SCORES_AT_A_TIME
+    return simple and few and q.dtype == mx.float32
 
 
 def _plain_rows(parts: Sequence[Part]) -> tuple[mx.array, mx.array | None] | None:
