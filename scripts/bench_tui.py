@@ -30,9 +30,27 @@ RATE = 100.0
 MESSAGES = 300
 SIZE = (40, 120)
 # Characters that the text of the chat does not have, so that they are seen when they come.
-KEYS = "ΓΔΘΛΞΠΣΦΨΩαβγδεζηθικλμνξπρστφχψω" "БГДЖЗИЛПФЦЧШЩЫЭЮЯбвгджзйклмнптфцчшщъыьэюя"
+KEYS = "ΓΔΘΛΞΠΣΦΨΩαβγδεζηθικλμνξπρστφχψωБГДЖЗИЛПФЦЧШЩЫЭЮЯбвгджзйклмнптфцчшщъыьэюя"
 
-WORDS = ["the", "model", "reads", "each", "token", "and", "writes", "what", "may", "follow", "it", "one", "piece", "at", "a", "time", "so"]
+WORDS = [
+    "the",
+    "model",
+    "reads",
+    "each",
+    "token",
+    "and",
+    "writes",
+    "what",
+    "may",
+    "follow",
+    "it",
+    "one",
+    "piece",
+    "at",
+    "a",
+    "time",
+    "so",
+]
 
 
 def reply_text(tokens: int, kind: str = "mixed") -> list[str]:

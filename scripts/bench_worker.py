@@ -22,12 +22,14 @@ from typing import Any
 Run = Callable[[list[int], int, Any], Iterable[object]]
 
 
-def mlxtx_engine(job: dict[str, Any]) -> tuple[Run, int]:
-    from mlxtx.checkpoint import load_model
+def mlxtx_engine(job: dict[str, Any]) -> tuple[Run, int, float]:
+    from mlxtx.checkpoint.loading import load_model
     from mlxtx.generation.loop import TokenStep, token_steps
     from mlxtx.generation.sampling import Sampler, Sampling
 
+    start = time.perf_counter()
     model, _ = load_model(job["model"], job.get("dtype"))
+    seconds = time.perf_counter() - start
     vocabulary = model.config.vocabulary
 
     def run(prompt: list[int], new: int, kv: Any) -> Iterable[object]:
@@ -40,23 +42,25 @@ def mlxtx_engine(job: dict[str, Any]) -> tuple[Run, int]:
         )
         return (step for step in steps if isinstance(step, TokenStep))
 
-    return run, vocabulary
+    return run, vocabulary, seconds
 
 
-def mlx_lm_engine(job: dict[str, Any]) -> tuple[Run, int]:
+def mlx_lm_engine(job: dict[str, Any]) -> tuple[Run, int, float]:
     from pathlib import Path
 
     import mlx.core as mx
     from mlx_lm.generate import generate_step
     from mlx_lm.utils import load_model
 
+    start = time.perf_counter()
     model, config = load_model(Path(job["model"]))
+    seconds = time.perf_counter() - start
 
     def run(prompt: list[int], new: int, kv: Any) -> Iterable[object]:
         quantized = {"kv_bits": kv["bits"], "kv_group_size": kv["group"]} if kv else {}
         return generate_step(mx.array(prompt), model, max_tokens=new, **quantized)
 
-    return run, config["vocab_size"]
+    return run, config["vocab_size"], seconds
 
 
 ENGINES = {"mlxtx": mlxtx_engine, "mlx-lm": mlx_lm_engine}
@@ -84,12 +88,10 @@ def measure(run: Run, vocabulary: int, case: dict[str, Any]) -> dict[str, float]
 
 
 def main() -> None:
-    job = json.loads(sys.argv[1])
-    start = time.perf_counter()
     import mlx.core as mx
 
-    run, vocabulary = ENGINES[job["engine"]](job)
-    loaded = time.perf_counter() - start
+    job = json.loads(sys.argv[1])
+    run, vocabulary, loaded = ENGINES[job["engine"]](job)
     weights = mx.get_active_memory()
     measure(run, vocabulary, {"prompt": 16, "new": 4, "kv": None})  # warm-up
     rows = [measure(run, vocabulary, case) for case in job["cases"]]
