@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxtx.checkpoint.hub import resolve
+from mlxtx.checkpoint.hub import explained, resolve
 from mlxtx.checkpoint.loading import planned_model
 from mlxtx.checkpoint.safetensors import TensorInfo
 from mlxtx.checkpoint.source import Checkpoint, read_json
@@ -37,18 +37,14 @@ class HubHeaders:
 
     def __init__(self, repo: str, revision: str | None = None):
         from huggingface_hub import get_safetensors_metadata, hf_hub_download
+        from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
-        try:
-            config = read_json(Path(hf_hub_download(repo, "config.json", revision=revision)))
-            metadata = get_safetensors_metadata(repo, revision=revision)
-        except MlxtxError:
-            raise
-        except Exception as error:  # the Hub's errors have no common base
-            line = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
-            raise MlxtxError(
-                f"cannot read the headers of {repo} ({type(error).__name__}: {line}); check the "
-                "name and the network, or give a folder"
-            ) from None
+        with explained(repo, revision):
+            try:
+                config = read_json(Path(hf_hub_download(repo, "config.json", revision=revision)))
+                metadata = get_safetensors_metadata(repo, revision=revision)
+            except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
+                raise MlxtxError(f"{repo} has no sound safetensors weights: {error}") from None
         self.config: Mapping[str, Any] = config
         self.tensors: dict[str, TensorInfo] = {}
         for file in metadata.files_metadata.values():
@@ -56,8 +52,10 @@ class HubHeaders:
                 start, end = tensor.data_offsets
                 self.tensors[name] = TensorInfo(tensor.dtype, tuple(tensor.shape), start, end)
 
-    def read(self, name: str) -> mx.array:
+    def read(self, name: str, *_: Any) -> mx.array:
         raise AssertionError(f"{name} is planned, not read")
+
+    read_rows = read
 
 
 def read_facts(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import mlx.core as mx
 import pytest
@@ -16,6 +19,7 @@ from mlxtx.diagnostics.memory_plan import check_plan, plan_memory, plan_of, rend
 from mlxtx.diagnostics.transients import prefill_bytes
 from mlxtx.errors import MlxtxError
 from tests.cache.tiny_models import KINDS, tiny_model
+from tests.checkpoint.hub_server import Hub
 from tests.tiny_model import tiny_folder
 
 # Shapes of real models, small: width, inner, heads, key/value heads, head dim.
@@ -169,3 +173,38 @@ def test_the_plan_is_plain_data():
     data = plan(folder_of("llama"), context=512)
     assert json.loads(json.dumps(data)) == data
     assert data["fits"] and data["total"] == data["weights"] + data["cache"] + data["prefill"]
+
+
+ASK = """
+import json, sys
+from mlxtx.diagnostics import plan
+from mlxtx.errors import MlxtxError
+for repo in sys.argv[1:]:
+    try:
+        print(json.dumps(plan(repo)))
+    except MlxtxError as error:
+        print(json.dumps(str(error)))
+"""
+
+
+def test_a_hub_id_is_planned_from_its_headers(tmp_path):
+    folder = folder_of("llama")
+    names = ("config.json", "model.safetensors")
+    files = {name: (folder / name).read_bytes() for name in names}
+    hub = Hub({"owner/tiny": {"main": files}, "owner/bare": {"main": {"config.json": b"{}"}}})
+    variables = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
+    with hub.serving():
+        variables |= {"HF_HOME": str(tmp_path), "HF_ENDPOINT": hub.url}
+        asked = subprocess.run(
+            [sys.executable, "-c", ASK, "owner/tiny", "owner/none", "owner/bare"],
+            capture_output=True,
+            text=True,
+            env=variables,
+            timeout=120,
+            check=True,
+        )
+    found, missing, bare = (json.loads(line) for line in asked.stdout.splitlines())
+    assert found == {**plan(folder), "model": "owner/tiny"}
+    assert hub.ranges  # the header was asked for, not the file
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert "owner/none" in missing and "owner/bare" in bare
