@@ -15,8 +15,8 @@ from mlxtx.decoder.config import DecoderConfig, ExpertsConfig, LatentAttentionCo
 # Arrays of each kind that are alive at once on a CPU, fitted to measured peaks.
 STREAM, INNER = 7.4, 2.15  # the feed-forward phase: [N, D] and [N, F]
 QUERIES, ROWS = 4.07, 2.0  # the attention phase: [N, H d] and [N, K d] in float32
-SLICES = 8.4  # of scores: SCORES_AT_A_TIME numbers in float32
-OVERLAP = 0.12  # of the smaller phase, which is not over when the other begins
+SLICES = 8.2  # of scores: SCORES_AT_A_TIME numbers in float32
+OVERLAP = 0.1  # of the smaller phase, which is not over when the other begins
 UNPACKED = 4.6  # packed weights that are unpacked at once
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 
@@ -57,12 +58,8 @@ def weights_of(model) -> int:
     return sum(array.nbytes for _, array in tree_flatten(model.parameters()))
 
 
-@pytest.mark.parametrize(("shape", "context", "chunk", "kv"), CASES)
-def test_figures_are_what_is_measured(shape, context, chunk, kv):
-    folder = folder_of(shape)
-    planned = plan_memory(folder, context=context, kv=kv)
-    model, _ = load_model(folder)
-    assert planned.weights == weights_of(model)
+def measured_pass(model, context: int, chunk: int, kv: str) -> tuple[int, int]:
+    """Bytes of the cache after a prompt in chunks, and the peak above the weights."""
     cache = model.make_cache(kv)
     tokens = mx.zeros((1, context), mx.int32)
     mx.eval(tokens)
@@ -73,8 +70,19 @@ def test_figures_are_what_is_measured(shape, context, chunk, kv):
         model.hidden(tokens[:, start : start + chunk], cache, length=context, last=1)
         mx.eval(cache.state())
         mx.clear_cache()
-    peak = mx.get_peak_memory() - before
-    assert planned.cache == cache.nbytes
+    return cache.nbytes, mx.get_peak_memory() - before
+
+
+@pytest.mark.parametrize(("shape", "context", "chunk", "kv"), CASES)
+def test_figures_are_what_is_measured(shape, context, chunk, kv):
+    folder = folder_of(shape)
+    planned = plan_memory(folder, context=context, kv=kv)
+    model, _ = load_model(folder)
+    assert planned.weights == weights_of(model)
+    # How far MLX runs ahead differs a little from time to time: the median of five.
+    passes = [measured_pass(model, context, chunk, kv) for _ in range(5)]
+    assert {size for size, _ in passes} == {planned.cache}
+    peak = statistics.median(peak for _, peak in passes)
     facts = read_facts(folder)
     transient = prefill_bytes(
         facts.config,
