@@ -147,10 +147,17 @@ class QuantizationTable:
         modules: dict[str, Quantization | None] = {}
         for path, entry in value.items():
             if isinstance(entry, Mapping):
-                modules[path] = Quantization.from_json({**default.to_json(), **entry})
+                # What an entry leaves out has MLX's own default, not this table's.
+                modules[path] = cls._entry(entry)
             elif isinstance(entry, bool):
                 modules[path] = default if entry else None
         return cls(default, modules)
+
+    @staticmethod
+    def _entry(entry: Mapping[str, Any]) -> Quantization:
+        mode = str(entry.get("mode") or "affine")
+        defaults = Quantization.of(mode).to_json()
+        return Quantization.from_json({**defaults, **{k: v for k, v in entry.items() if v}})
 
     def to_json(self) -> dict[str, Any]:
         """As mlx-lm writes it: the default's keys, and every module that differs under its path."""

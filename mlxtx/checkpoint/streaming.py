@@ -57,7 +57,8 @@ class StreamedModel:
     def stored(self, layer: int) -> set[Quantization | mx.Dtype]:
         """How a block's weights are stored: their packings and types."""
         prefix = f"model.layers.{layer}."
-        packed = {q for path, q in self.plan.quantizations.items() if path.startswith(prefix)}
+        packings = {**self.plan.quantizations, **self.plan.unpacked}
+        packed = {q for path, q in packings.items() if path.startswith(prefix)}
         plain = {f.dtype for name, f in self.plan.forms.items() if name.startswith(prefix)}
         return packed | plain
 

@@ -33,13 +33,14 @@ class Form:
 @dataclass
 class WeightPlan:
     """groups turn ``tensors`` into parameters; ``forms`` describes each parameter;
-    ``quantizations`` says how the packed ones are packed, by module path; ``dropped`` are
-    tensors that are known to be of no use."""
+    ``quantizations`` says how the packed ones are packed, by module path, and ``unpacked`` how
+    those are stored that cannot stay so here; ``dropped`` are tensors known to be of no use."""
 
     groups: list[Group]
     tensors: Tensors
     forms: dict[str, Form]
     quantizations: dict[str, Quantization]
+    unpacked: dict[str, Quantization]
     dropped: list[str]
 
     def nbytes(self, group: Group) -> int:
@@ -88,6 +89,7 @@ def plan_weights(model: nn.Module, names: NameMap, tensors: Tensors) -> WeightPl
         for name in group.sources
         if tensors[name].packing and not _stays_packed(group, modules)
     ]
+    packings = {p.name: p.quantization for name in loose if (p := tensors[name].packing)}
     if loose:
         tensors = unpacked(tensors, loose)
         plan = names.plan_load({name: tensor.shape for name, tensor in tensors.items()})
@@ -104,7 +106,13 @@ def plan_weights(model: nn.Module, names: NameMap, tensors: Tensors) -> WeightPl
         for name in group.targets
     }
     _check(model, plan.groups, plan.incomplete, forms, quantizations)
-    return WeightPlan(plan.groups, tensors, forms, quantizations, plan.dropped + heads)
+    loosened = {
+        split_suffix(name)[0]: packings[group.sources[0]]
+        for group in plan.groups
+        if group.sources[0] in packings
+        for name in group.targets
+    }
+    return WeightPlan(plan.groups, tensors, forms, quantizations, loosened, plan.dropped + heads)
 
 
 def _stays_packed(group: Group, modules: Mapping[str, nn.Module]) -> bool:

@@ -51,13 +51,16 @@ class Family:
     def names(self, config: Mapping[str, Any]) -> NameMap:
         """The two-way map of the tensor names of a checkpoint with this ``config.json``."""
         decoder = self._read(config)
+        from mlxtx.families.mlx_layout import ALIASES, mlx_rules
+
         rules = self.rules
         method = (config.get("quantization_config") or {}).get("quant_method")
         if method == "mxfp4" and self.packed_rules is not None:
             rules = self.packed_rules
         unused = (Drop("lm_head.*"),) if decoder.head.tied else ()
+        own = rules(decoder) if callable(rules) else rules
         return NameMap(
-            rules(decoder) if callable(rules) else rules,
+            (*mlx_rules(self.model_type, decoder), *own),
             drops=(*SAVED_BUFFERS, *unused, *self.drops),
-            aliases=self.aliases,
+            aliases=(*self.aliases, *ALIASES.get(self.model_type, ())),
         )
