@@ -22,6 +22,7 @@ from mlxtx.generation.loop import (
 from mlxtx.generation.sampling import Sampler, Sampling
 from mlxtx.generation.session import Session, context_limit
 from mlxtx.generation.stop import StopStrings
+from mlxtx.generation.wired import wired_memory
 
 if TYPE_CHECKING:
     from mlxtx.decoder.model import DecoderModel
@@ -213,7 +214,8 @@ class Generation:
             return
         self._clock = _Clock()
         try:
-            yield from self._run_beams() if self.options.beams > 1 else self._run()
+            with wired_memory():
+                yield from self._run_beams() if self.options.beams > 1 else self._run()
         except GeneratorExit:
             raise
         except BaseException:
