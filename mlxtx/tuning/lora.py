@@ -95,13 +95,14 @@ class LoRALinear(_Adapter):
         self.lora_b = mx.zeros((how.rank, outputs), how.dtype)
         self.freeze_base()
 
-    def low_rank(self, x: mx.array) -> mx.array:
-        a, b = self.lora_a.astype(x.dtype), self.lora_b.astype(x.dtype)
-        return self._how.scale * ((self.dropout(x) @ a) @ b)
+    def add_to(self, y: mx.array, x: mx.array) -> mx.array:
+        """y + scale B A x. The scale goes to the narrow product, and the sum to the wide one, so
+        that no pass over y is needed for them."""
+        narrow = self._how.scale * (self.dropout(x) @ self.lora_a.astype(x.dtype))
+        return mx.addmm(y, narrow.astype(y.dtype), self.lora_b.astype(y.dtype))
 
     def __call__(self, x: mx.array) -> mx.array:
-        y = self.linear(x)
-        return y + self.low_rank(x).astype(y.dtype)
+        return self.add_to(self.linear(x), x)
 
     def fused_weight(self) -> mx.array:
         delta = self.lora_a.astype(mx.float32) @ self.lora_b.astype(mx.float32)
@@ -130,8 +131,7 @@ class DoRALinear(LoRALinear):
         return mx.sqrt(self._squares + 2 * scale * cross + scale * scale * square)
 
     def __call__(self, x: mx.array) -> mx.array:
-        y = self._without_bias(x)
-        y = y + self.low_rank(x).astype(y.dtype)
+        y = self.add_to(self._without_bias(x), x)
         y = (self.m / mx.stop_gradient(self._norms())).astype(y.dtype) * y
         return y + self.linear.bias if "bias" in self.linear else y
 
