@@ -49,6 +49,7 @@ def load(
     """
     import mlx.core as mx
 
+    from mlxtx.cache.make import warm_up_kernels
     from mlxtx.checkpoint import load_model, resolve
     from mlxtx.diagnostics.kv_defaults import default_kv
     from mlxtx.diagnostics.memory_plan import bound_buffer_pool, check_plan, plan_memory
@@ -67,6 +68,7 @@ def load(
 
         load_adapter(model, adapter, config)
     loaded = LanguageModel(model, tokenizer, config, name=str(path_or_repo), kv=kv)
+    warm_up_kernels(model.config.blocks, kv, _activation_dtype(model))
     loaded.prefill_chunk = min(PREFILL_CHUNK, plan.prefill_chunk)
     if on_event:
         on_event(
@@ -78,6 +80,14 @@ def load(
             )
         )
     return loaded
+
+
+def _activation_dtype(model: DecoderModel) -> mx.Dtype:
+    """The type of what flows through: that of the last norm, which is never packed."""
+    import mlx.core as mx
+
+    norm = model.model.norm
+    return norm.weight.dtype if "weight" in norm else mx.float32
 
 
 class LanguageModel:

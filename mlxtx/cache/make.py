@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import mlx.core as mx
+
 from mlxtx.cache.attention import AttentionSpec
 from mlxtx.cache.layer import DEFAULT_REWIND, LayerLayout, RowsCache, layer_layout
 from mlxtx.cache.model_cache import ModelCache
@@ -50,6 +52,31 @@ def layer_layouts(
         spec = spec_of(block.attention)
         layouts.append(layer_layout(spec, settings, padding=padding, rewind=rewind))
     return layouts
+
+
+def warm_up_kernels(blocks: Sequence[Any], kv: str | KVSettings | None, dtype: mx.Dtype) -> int:
+    """Compiles the Metal kernels that caches of ``blocks`` will use, each shape once, so that the
+    first reply does not wait for it. Off Metal it does nothing; returns how many ran."""
+    from mlxtx.metal_kernels.warm_up import warm_up
+
+    settings = parse_kv(kv)
+    shapes = {tuple(sorted(_kernel_shape(block.attention, settings).items())) for block in blocks}
+    return sum(warm_up(dtype=dtype, **dict(shape)) for shape in shapes)
+
+
+def _kernel_shape(attention: Any, settings: KVSettings) -> dict[str, Any]:
+    shape = {"key_bits": settings.key_bits, "value_bits": settings.value_bits}
+    shape |= {"group_size": settings.group_size, "heads": attention.heads}
+    if hasattr(attention, "kv_rank"):
+        dim = attention.kv_rank + attention.rope_dim
+        latent = {"kv_heads": 1, "head_dim": dim, "value_dim": attention.kv_rank, "latent": True}
+        return shape | latent
+    rope = attention.rope
+    shape |= {"kv_heads": attention.kv_heads, "head_dim": attention.head_dim}
+    shape |= {"value_dim": attention.value_dim}
+    if rope is not None:
+        shape |= {"rotated_dims": rope.dims, "interleaved": rope.interleaved}
+    return shape
 
 
 def spec_of(attention: Any) -> AttentionSpec:

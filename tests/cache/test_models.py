@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mlxtx.cache import kernels
+from mlxtx.cache.make import warm_up_kernels
 from mlxtx.errors import MlxtxError
 from tests.cache.tiny_models import KINDS, tiny_model
 
@@ -109,3 +110,16 @@ def test_bytes_are_those_of_the_buffers():
     window = (12 - 1 + 4) * 1 * ((32 + scales) + (16 + scales))
     assert cache.nbytes == full + window
     assert cache.nbytes == sum(array.nbytes for array in cache.state())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kv", ["plain", "k8v4g32"])
+def test_kernels_are_warmed_with_the_shapes_of_the_layers(kind, kv, monkeypatch):
+    """Off Metal the wrappers run their references, so the shapes have to fit together."""
+    from mlxtx.metal_kernels import dispatch
+
+    blocks = tiny_model(*KINDS[kind]).config.blocks
+    assert warm_up_kernels(blocks, kv, mx.float32) == 0
+    monkeypatch.setattr(dispatch, "on_metal", lambda: True)
+    monkeypatch.setattr(dispatch, "choose", lambda *a, **k: "reference")
+    assert warm_up_kernels(blocks, kv, mx.float32) >= 4 * len({b.attention for b in blocks}) - 4
