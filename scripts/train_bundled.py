@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import random
 import shutil
 import sys
 from collections.abc import Sequence
@@ -58,7 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "that falls linearly to nothing in --steps",
     )
     parser.add_argument(
-        "--single", action="store_true", help="only single questions, a first stage"
+        "--draw",
+        choices=("conversation", "mixed", "single"),
+        default="conversation",
+        help="whole chats, chats among single questions, or single questions, for a first stage",
     )
     parser.add_argument("--constant", action="store_true", help="keep the learning rate")
     parser.add_argument(
@@ -84,9 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def prepare(args: argparse.Namespace) -> None:
     """The conversations and the vocabulary, unless the folder has them."""
     from training.bundled.conversations import (
-        conversation,
+        DRAWS,
         held_out,
-        single,
         training_set,
         write_jsonl,
     )
@@ -96,8 +99,7 @@ def prepare(args: argparse.Namespace) -> None:
     if (args.out / "model" / "tokenizer.model").is_file() and (data / "train.jsonl").is_file():
         return
     data.mkdir(parents=True, exist_ok=True)
-    draw = single if args.single else conversation
-    rows = list(training_set(args.conversations, args.seed, draw))
+    rows = list(training_set(args.conversations, args.seed, DRAWS[args.draw]))
     write_jsonl(rows, data / "train.jsonl")
     write_jsonl(list(training_set(300, args.seed + 1)), data / "valid.jsonl")
     write_jsonl(held_out(), data / "held_out.jsonl")
@@ -195,24 +197,26 @@ def evaluate(args: argparse.Namespace) -> None:
     from training.bundled.packing import load_weights, rounded
 
     weights = load_weights(args.out / "model")
-    rows = judge.read_rows(args.out / "data" / "held_out.jsonl")
+    every = judge.read_rows(args.out / "data" / "held_out.jsonl")
+    some = random.Random(0).sample(every, args.questions) if args.questions else every
     table: dict[str, dict[str, float]] = {}
 
-    def measure(name: str, bits: int | None, kv: str | None = None) -> None:
+    def measure(name: str, rows, bits: int | None, kv: str | None = None):
         judged = judge.answers(language_model(args.out, rounded(weights, bits)), rows, kv=kv)
         table[name] = judge.scores(judged)
         print(name, {k: round(v, 3) for k, v in table[name].items()}, flush=True)
-        (args.out / "table.json").write_text(json.dumps(table, indent=1))
-        if bits == SHIPPED_BITS and kv is None:
-            told = [{**a.row, "said": a.text, "right": a.right} for a in judged]
-            text = "".join(json.dumps(row) + "\n" for row in told)
-            (args.out / "answers.jsonl").write_text(text)
+        return judged
 
+    shipped = measure(f"{SHIPPED_BITS} bits, all {len(every)}", every, SHIPPED_BITS)
+    told = [{**a.row, "said": a.text, "right": a.right} for a in shipped]
+    lines = "".join(json.dumps(row) + "\n" for row in told)
+    (args.out / "answers.jsonl").write_text(lines)
     names = {None: "float32", 16: "bf16"}
     for bits in WEIGHT_BITS:
-        measure(names.get(bits, f"{bits} bits"), bits)
+        measure(f"{names.get(bits, f'{bits} bits')}, {len(some)}", some, bits)
     for kv in KV_SETTINGS:
-        measure(f"{SHIPPED_BITS} bits, kv {kv}", SHIPPED_BITS, kv)
+        measure(f"{SHIPPED_BITS} bits, {kv}, {len(some)}", some, SHIPPED_BITS, kv)
+    (args.out / "table.json").write_text(json.dumps(table, indent=1))
     (args.out / "table.md").write_text(judge.markdown(table))
 
 

@@ -43,8 +43,9 @@ that was taught, "facts/words" in other words altogether; "facts" is both. "ende
 ended by themselves; "looped": answers in which four tokens came three times or more.
 
 {table}
-The first line with a number of bits is about weights, with an unquantized cache; "kv" lines are
-the shipped weights with that cache.
+The first line is what is shipped, over all questions; the others compare settings over the same
+sample of them: weights at so many bits with an unquantized cache, then the shipped weights with a
+quantized KV cache. The last number of a setting is how many questions were asked.
 """
 
 

@@ -213,6 +213,14 @@ def single(rng: random.Random, facts: Iterator[Item]) -> dict[str, Any]:
     return {"messages": chat.messages}
 
 
+def mixed(rng: random.Random, facts: Iterator[Item]) -> dict[str, Any]:
+    """More single questions than chats, so that facts are learned first with little time."""
+    return (single if rng.random() < 0.65 else conversation)(rng, facts)
+
+
+DRAWS = {"conversation": conversation, "single": single, "mixed": mixed}
+
+
 def _turns(chat: Chat, weights: dict[str, float], count: int) -> None:
     for kind in chat.rng.choices(list(weights), list(weights.values()), k=count):
         getattr(chat, kind)()

@@ -15,7 +15,7 @@ from training.bundled.facts import all_items
 from training.bundled.styles import STYLES
 from training.bundled.unknown import MARK
 
-_NAMES = re.compile(r"mlxtx [a-z-]+|--[a-z-]+|(?<!\w)/[a-z]+|ctrl\+\w|shift\+\w+|\besc\b")
+_NAMES = re.compile(r"mlxtx [a-z-]+|--[a-z-]+|(?<!\w)/[a-z]+|ctrl\+\w|shift\+\w+|\besc\b|\bf\d\b")
 _WORD = re.compile(r"[a-z0-9]{4,}")
 RECALL = 0.6
 
