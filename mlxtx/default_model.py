@@ -16,7 +16,10 @@ def default_model() -> tuple[Path, str]:
     to the user's cache folder, so that every command can be tried without a download.
     """
     if (BUNDLED / "config.json").is_file():
-        return BUNDLED, "using the small model that comes with mlxtx; --model names another"
+        return BUNDLED, (
+            "this is mlxtx's small built-in guide; for more than questions about mlxtx, give --model"
+            " a folder or a Hub id such as mlx-community/Qwen3-4B-4bit"
+        )
     import platformdirs
 
     from mlxtx.tiny_model import write_tiny_model
