@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -94,6 +95,10 @@ class ShardWriter:
         return sum(place.nbytes for place in self.places.values())
 
     def _start(self, key: str) -> None:
+        with writing(self.folder):
+            self._prepare(key)
+
+    def _prepare(self, key: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         journal = journal_of(self.folder)
         if not self._resumable(journal, key):
@@ -101,11 +106,11 @@ class ShardWriter:
                 old.unlink(missing_ok=True)
             self.done = set()
             for file, header in self._headers.items():
-                with self._writing(self.folder / file, "wb") as handle:
+                with open(self.folder / file, "wb") as handle:
                     handle.write(header)
                     handle.truncate(self._sizes[file])
             # The first line comes last: a journal is a promise that the files are there.
-            with self._writing(journal, "wb") as handle:
+            with open(journal, "wb") as handle:
                 handle.write((json.dumps({"plan": key}) + "\n").encode())
         self._journal = open(journal, "ab")  # noqa: SIM115 - closed in close()
 
@@ -133,26 +138,18 @@ class ShardWriter:
             handle.truncate(sum(len(line) + 1 for line in lines))
         return True
 
-    def _writing(self, path: Path, mode: str) -> IO[bytes]:
-        try:
-            return open(path, mode)
-        except OSError as error:
-            raise write_error(path, error) from error
-
     def write(self, name: str, array: mx.array, offset: int = 0) -> int:
         """Put an array's bytes ``offset`` bytes into the tensor ``name``; returns the end."""
         place = self.places[name]
         data = array_bytes(array)
         end = offset + len(data)
         assert end <= place.nbytes, f"{name} has {place.nbytes} bytes, not {end}"
-        if place.file not in self._open:
-            self._open[place.file] = self._writing(self.folder / place.file, "r+b")
-        handle = self._open[place.file]
-        try:
+        with writing(self.folder / place.file) as path:
+            if place.file not in self._open:
+                self._open[place.file] = open(path, "r+b")  # noqa: SIM115 - closed in close()
+            handle = self._open[place.file]
             handle.seek(place.start + offset)
             handle.write(data)
-        except OSError as error:
-            raise write_error(self.folder / place.file, error) from error
         self._unsynced += len(data)
         return end
 
@@ -164,7 +161,7 @@ class ShardWriter:
 
     def sync(self) -> None:
         """Make what is written durable, then note it."""
-        try:
+        with writing(self.folder):
             for handle in self._open.values():
                 handle.flush()
                 os.fsync(handle.fileno())
@@ -172,8 +169,6 @@ class ShardWriter:
                 self._journal.write((json.dumps({"done": self._waiting}) + "\n").encode())
                 self._journal.flush()
                 os.fsync(self._journal.fileno())
-        except OSError as error:
-            raise write_error(self.folder, error) from error
         self.done.update(self._waiting)
         self._waiting = []
         self._unsynced = 0
@@ -200,6 +195,15 @@ class ShardWriter:
         )
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """What goes wrong on the way to the disk is one line for people."""
+    try:
+        yield path
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
 def journal_of(folder: Path) -> Path:
     return folder.with_name(folder.name + ".jsonl")
 
@@ -210,7 +214,7 @@ def publish(folder: Path, out: Path, *, overwrite: bool) -> None:
     import shutil
 
     old = out.with_name(out.name + ".replaced")
-    try:
+    with writing(out):
         if out.exists():
             if not overwrite:
                 raise MlxtxError(f"{out} exists; choose another name or pass --overwrite")
@@ -220,5 +224,3 @@ def publish(folder: Path, out: Path, *, overwrite: bool) -> None:
         journal_of(folder).unlink(missing_ok=True)
         if old.exists():
             shutil.rmtree(old)
-    except OSError as error:
-        raise write_error(out, error) from error
