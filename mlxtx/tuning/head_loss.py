@@ -92,7 +92,8 @@ def head_loss(
 
     def loss(weights, h, t):
         module.update(weights)
-        return cross_entropy(wide(model.head(h)), t)[0]
+        summed: Any = cross_entropy(wide(model.head(h)), t)
+        return summed[0]
 
     graded = mx.value_and_grad(loss, argnums=(0, 1))
     result = HeadLoss()
