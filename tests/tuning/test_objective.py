@@ -10,7 +10,6 @@ from mlx.utils import tree_flatten, tree_map
 
 from mlxtx.decoder.config import (
     EmbeddingConfig,
-    HeadConfig,
     LatentAttentionConfig,
     RopeConfig,
     RopeScaling,
@@ -141,9 +140,7 @@ def test_packing_has_less_padding_than_a_batch():
 def test_peak_memory_does_not_hold_all_logits(monkeypatch):
     """1,024 positions x 8,000 tokens: 32.8 MB of logits, of which a chunk is 2 MB."""
     monkeypatch.setattr(head_loss, "CHUNK_LOGITS", 64 * 8000)
-    config = decoder(block()).__class__(
-        **{**vars(decoder(block())), "vocabulary": 8000, "head": HeadConfig(tied=True)}
-    )
+    config = decoder(block(), vocabulary=8000)
     net = initial_model(config)
     net.freeze()
     net.model.layers[0].self_attn.q_proj.unfreeze()

@@ -15,6 +15,14 @@ from mlxtx.errors import MlxtxError
 from mlxtx.events import Progress
 from mlxtx.tiny_model import write_tiny_model
 from mlxtx.tuning import preview
+from mlxtx.tuning.lora import LowRank
+from mlxtx.tuning.memory import plan_memory
+from mlxtx.tuning.objective import NextToken, loss_and_gradients
+from mlxtx.tuning.packing import make_batch
+from mlxtx.tuning.samples import sample
+from mlxtx.tuning.scratch import initial_model
+from mlxtx.tuning.targets import add_adapters, choose
+from tests.tuning.tiny import block, decoder
 
 RECORDS = [
     {"prompt": f"what is {n} plus {n}", "completion": f"The lamp says {2 * n}."} for n in range(12)
@@ -165,3 +173,23 @@ def test_a_plan_that_does_not_fit_stops_before_the_first_step(folder, tmp_path, 
     with pytest.raises(MlxtxError, match=r"a step would need about .* use a smaller batch_size"):
         mlxtx.tune(folder / "model", folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_the_memory_plan_is_near_what_a_step_takes(checkpoint):
+    """Not below it by more than a tenth, and not above twice as much."""
+    config = decoder(block(), block(), block(), block(), vocabulary=2000, width=128)
+    net = initial_model(config)
+    net.freeze()
+    add_adapters(net, dict.fromkeys(choose(net, "all"), LowRank()))
+    rows = [sample(np.arange(257) % 2000) for _ in range(4)]
+    batch, objective = make_batch(rows), NextToken(checkpoint=checkpoint)
+    plan = plan_memory(net, [256] * 4, checkpoint=checkpoint)
+    loss_and_gradients(net, batch, objective)
+    mx.synchronize()
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    loss_and_gradients(net, batch, objective)
+    taken = mx.get_peak_memory() - before + plan.weights
+    assert 0.9 * taken < plan.total < 2 * taken, (plan, taken)

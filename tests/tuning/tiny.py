@@ -30,11 +30,11 @@ def block(experts: bool = False, **attention) -> BlockConfig:
 
 def decoder(*blocks: BlockConfig, tied: bool = True, **more) -> DecoderConfig:
     return DecoderConfig(
-        vocabulary=VOCABULARY,
-        width=WIDTH,
+        vocabulary=more.pop("vocabulary", VOCABULARY),
+        width=more.pop("width", WIDTH),
         context=128,
         blocks=blocks or (block(), block()),
-        head=HeadConfig(tied=tied),
+        head=more.pop("head", HeadConfig(tied=tied)),
         **more,
     )
 
