@@ -15,7 +15,8 @@ class AttentionSpec:
 
     ``window``: a token sees itself and the ``window - 1`` before it, and beyond those only
     every ``stride``-th token and the first ``global_tokens``. ``chunk``: it sees only its own
-    chunk. ``slopes``: ALiBi, one a head. ``value_dim``: keys and values share their rows (latent
+    chunk. ``slopes``: ALiBi, one a head; ``coarse_slopes``, where given, is a factor of them, and
+    the rest times the key's position is rounded to bfloat16 (Falcon). ``value_dim``: keys and values share their rows (latent
     attention) and values are the first ``value_dim`` channels.
     """
 
@@ -26,6 +27,7 @@ class AttentionSpec:
     global_tokens: int = 0
     softcap: float | None = None
     slopes: tuple[float, ...] = ()
+    coarse_slopes: float | None = None
     value_dim: int | None = None
 
     @property
@@ -85,14 +87,25 @@ def alibi_bias(spec: AttentionSpec, step: Step, rows: int) -> mx.array:  # [1|B,
     def make() -> mx.array:
         seen = step.offset + step.count
         if step.positions is not None:
-            distance = step.positions[:, None, :] - step.positions[:, :, None]
-        else:
-            keys = mx.arange(seen - rows, seen)
-            distance = keys[None, :] - mx.arange(step.offset, seen)[:, None]
-            distance = distance[None]
-        return mx.array(spec.slopes)[None, :, None, None] * distance[:, None]
+            return alibi(spec, step.positions, step.positions)
+        keys = mx.arange(seen - rows, seen)[None]
+        keys = keys if step.padding is None else keys - step.padding
+        return alibi(spec, step.query_positions, keys)
 
-    return step.memo(("alibi", rows, spec.slopes), make)
+    return step.memo(("alibi", rows, spec.slopes, spec.coarse_slopes), make)
+
+
+def alibi(spec: AttentionSpec, queries: mx.array, keys: mx.array) -> mx.array:
+    """ALiBi of queries at positions [1|B, T] and keys at [1|B, S]: [1|B, H, T, S]."""
+    slopes = mx.array(spec.slopes)[None, :, None, None]
+    if spec.coarse_slopes is None:
+        return slopes * (keys[:, None, :] - queries[:, :, None])[:, None]
+    # The softmax takes the missing query's position out again; the rounding stays.
+    coarse = (slopes / spec.coarse_slopes).astype(mx.bfloat16) * keys[:, None, None].astype(
+        mx.bfloat16
+    )
+    bias = coarse.astype(mx.float32) * spec.coarse_slopes  # [1|B, H, 1, S]
+    return mx.broadcast_to(bias, (*bias.shape[:2], queries.shape[1], bias.shape[-1]))
 
 
 def attention(

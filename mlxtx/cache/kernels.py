@@ -44,7 +44,7 @@ def attend_with_kernels(
     expand: Expand | None,
 ) -> mx.array | None:
     """Attention [B, H, T, Dv] by the project's Metal kernels, or None where they don't apply."""
-    if not on_metal() or not parts:
+    if not on_metal() or not parts or spec.coarse_slopes is not None:
         return None
     few = step.count <= MAX_QUERIES
     only_near = spec.stride is None and spec.chunk is None and not spec.global_tokens

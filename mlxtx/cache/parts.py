@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
-from mlxtx.cache.attention import AttentionSpec, attention, causal_mask, visible
+from mlxtx.cache.attention import AttentionSpec, alibi, attention, causal_mask, visible
 from mlxtx.cache.codes import SliceReader
 from mlxtx.cache.kernels import attend_with_kernels, fused_attention_available
 from mlxtx.cache.numerics import exp, precision_of
@@ -212,9 +212,9 @@ class _OnlineAttention:
         rows = mx.arange(piece.start, piece.stop)[None]
         positions = mx.arange(some.start, some.stop)[None]
         if spec.slopes:
-            slopes = mx.array(spec.slopes, self.precision).reshape(1, *scores.shape[1:3], 1, 1)
-            distance = rows - positions.swapaxes(0, 1)
-            scores = scores + slopes * distance.astype(self.precision)
+            padding = 0 if self.step.padding is None else self.step.padding
+            bias = alibi(spec, positions - padding, rows - padding).astype(self.precision)
+            scores = scores + bias.reshape(-1, *scores.shape[1:3], *bias.shape[2:])
         if not self._all_seen(some, piece):
             if self.step.padding is not None:
                 rows, positions = rows - self.step.padding, positions - self.step.padding

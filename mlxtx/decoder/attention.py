@@ -81,6 +81,7 @@ class Attention(nn.Module):
             global_tokens=config.global_tokens,
             softcap=config.softcap,
             slopes=config.alibi,
+            coarse_slopes=config.alibi_coarse,
         )
 
     def _prepare(self) -> Prepare:

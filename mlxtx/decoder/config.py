@@ -148,6 +148,7 @@ class AttentionConfig:
     clip_qkv: float | None = None  # behind the norms of queries and keys, before RoPE
     rope: RopeConfig | None = None
     alibi: tuple[float, ...] = ()  # one slope a head
+    alibi_coarse: float | None = None  # a factor of them; the rest is rounded to bfloat16 (Falcon)
     q_norm: HeadNormConfig | None = None
     k_norm: HeadNormConfig | None = None
     v_norm: HeadNormConfig | None = None

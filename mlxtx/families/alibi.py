@@ -63,10 +63,13 @@ def mpt(config: HubConfig) -> DecoderConfig:
     )
 
 
-def falcon_slopes(heads: int, head_dim: int) -> tuple[float, ...]:
-    """Falcon scales ALiBi together with the scores, and transformers' eager attention, which is
-    what families are compared with, adds it twice: to the scores and to the mask."""
-    return tuple(2 * slope * head_dim**-0.5 for slope in alibi_slopes(heads))
+def falcon_alibi(heads: int, head_dim: int) -> dict[str, Any]:
+    """Falcon rounds ALiBi to bfloat16 and scales it together with the scores, and transformers'
+    eager attention, which is what families are compared with, adds it twice: to the scores and to
+    the mask."""
+    factor = 2 * head_dim**-0.5
+    slopes = tuple(factor * slope for slope in alibi_slopes(heads))
+    return {"alibi": slopes, "alibi_coarse": factor}
 
 
 def falcon(config: HubConfig) -> DecoderConfig:
@@ -90,8 +93,7 @@ def falcon(config: HubConfig) -> DecoderConfig:
         tied=True,
         block=block,
         kv_heads=groups if new else 1 if single else config.heads,
-        rope=rope if turned else None,
-        alibi=() if turned else falcon_slopes(config.heads, size),
+        **({"rope": rope} if turned else falcon_alibi(config.heads, size)),
         qkv_bias=bias,
         output_bias=bias,
     )

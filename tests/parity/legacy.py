@@ -300,7 +300,8 @@ def _deepseek(score: str, method: str) -> Callable[[Config], None]:
         legacy.setdefault("topk_method", method)
         legacy.setdefault("moe_layer_freq", 1)
         legacy.update(aux_loss_alpha=0.001, seq_aux=True, ep_size=1)
-        _drop_derived_heads(legacy)
+        if "qk_rope_head_dim" in legacy:
+            _drop_derived_heads(legacy)
         if legacy.get("rope_scaling"):
             _only_type(legacy)
 
