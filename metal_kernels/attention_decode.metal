@@ -5,7 +5,8 @@
 //           over the rows j that query t at position p = length - T + t sees (attention_reference.py).
 // Inputs    q [B, H, T, D] T; keys, values [B, K, S, .]: rows of T, or codes uint32 in the layout of
 //           mx.quantize with scales and biases [B, K, S, groups] T; lengths, starts [B] int32;
-//           sinks, slopes [H]; mask bool with the element strides in `sizes`; all row contiguous.
+//           sinks, slopes [H]; mask bool [b, h, t, s], each b, h, t, s full or 1. Any strides, but the
+//           channels of a cache row follow each other: slices of a buffer are read in place.
 //           sizes int32: SIZE_ of cache_rows.metal; factors float32: scale, softcap.
 // Outputs   one block: out [B, H, T, DV] T. More (SPLIT): sums [B, H, T, blocks, DV] float32, which
 //           attention_merge combines by stats [B, H, T, blocks, 2] float32 (maximum, sum).
@@ -53,8 +54,8 @@ const long query_base = (long(batch) * heads + long(kv_head) * group) * queries;
 const float scale = factors[0], softcap = factors[1];
 
 // The cache rows any of these queries can see, and this block's part of them, in steps of 32.
-const int length = min(int(lengths[batch]), capacity);
-const int start = starts[batch];
+const int length = min(int(lengths[batch * lengths_strides[0]]), capacity);
+const int start = starts[batch * starts_strides[0]];
 const int low = max(max(start, 0), window > 0 ? length - queries - window + 1 : 0);
 const int aligned_low = low & ~31;
 const int steps = (max(length - aligned_low, 0) + 31) / 32;
@@ -62,18 +63,31 @@ const int steps_a_block = (steps + blocks - 1) / blocks;
 const int step_begin = min(block * steps_a_block, steps);
 const int step_end = min(step_begin + steps_a_block, steps);
 
-const long kv_base = (long(batch) * kv_heads + kv_head) * capacity;
+const RowPlace key_place = {
+    batch * keys_strides[0] + kv_head * keys_strides[1], keys_strides[2],
+    KEY_BITS ? batch * key_scales_strides[0] + kv_head * key_scales_strides[1] : 0,
+    KEY_BITS ? key_scales_strides[2] : 0,
+    KEY_BITS ? batch * key_biases_strides[0] + kv_head * key_biases_strides[1] : 0,
+    KEY_BITS ? key_biases_strides[2] : 0};
+const RowPlace value_place = {
+    batch * values_strides[0] + kv_head * values_strides[1], values_strides[2],
+    VALUE_BITS ? batch * value_scales_strides[0] + kv_head * value_scales_strides[1] : 0,
+    VALUE_BITS ? value_scales_strides[2] : 0,
+    VALUE_BITS ? batch * value_biases_strides[0] + kv_head * value_biases_strides[1] : 0,
+    VALUE_BITS ? value_biases_strides[2] : 0};
 const int key_lane = lane % KEY_LANES, key_part = lane / KEY_LANES;
 const int value_lane = lane % VALUE_LANES, value_part = lane / VALUE_LANES;
 
 QueryT query[ROWS][KEY_WIDTH];
 for (int r = 0; r < ROWS; r++) {
+  const int row = min(first_row + r, row_count - 1);  // a row too many repeats the last
+  const long at = batch * q_strides[0] + (kv_head * group + row / queries) * q_strides[1] +
+                  row % queries * q_strides[2];
   for (int i = 0; i < KEY_CHUNKS; i++) {
     const int channel = (key_lane + KEY_LANES * i) * KEY_CHUNK;
     for (int c = 0; c < KEY_CHUNK; c++) {
-      const bool inside = first_row + r < row_count && channel < D;
       query[r][i * KEY_CHUNK + c] =
-          inside ? QueryT(q[(query_base + first_row + r) * D + channel + c]) : QueryT(0);
+          channel < D ? QueryT(q[at + (channel + c) * q_strides[3]]) : QueryT(0);
     }
   }
 }
@@ -99,7 +113,7 @@ for (int step = step_begin + simd; step < step_end; step += SIMDS) {
         const int j = base + (load + a) * KEY_ROWS + key_part;
         if (j >= low && j < length) {
           load_row<T, KeyT, KEY_BITS, KEY_GROUP, D, KEY_LANES, KEY_CHUNKS, KEY_CHUNK>(
-              keys, key_scales, key_biases, kv_base + j, KEY_WORDS, KEY_GROUPS, key_lane, rows[a]);
+              keys, key_scales, key_biases, key_place, j, key_lane, rows[a]);
         } else {
           for (int i = 0; i < KEY_WIDTH; i++) rows[a][i] = 0;
         }
@@ -107,7 +121,7 @@ for (int step = step_begin + simd; step < step_end; step += SIMDS) {
       for (int a = 0; a < AHEAD; a++) {
         for (int r = 0; r < ROWS; r++) {
           float dot = 0;
-          for (int i = 0; i < KEY_WIDTH; i++) dot += float(query[r][i]) * rows[a][i];
+          for (int i = 0; i < KEY_WIDTH; i++) dot = fma(float(query[r][i]), rows[a][i], dot);
           for (int o = KEY_LANES / 2; o > 0; o /= 2) dot += simd_shuffle_xor(dot, ushort(o));
           if (load + a == key_lane) score[r] = dot;
         }
@@ -124,12 +138,12 @@ for (int step = step_begin + simd; step < step_end; step += SIMDS) {
       const int head = kv_head * group + row / queries;
       bool seen = owned && j <= position && (window <= 0 || position - j < window);
       if (seen && (flags & HAS_MASK)) {
-        seen = mask[batch * sizes[SIZE_MASK_BATCH] + head * sizes[SIZE_MASK_HEAD] +
-                    (row % queries) * sizes[SIZE_MASK_QUERY] + j * sizes[SIZE_MASK_ROW]];
+        seen = mask[batch * sizes[SIZE_MASK_BATCH] * mask_strides[0] + head * sizes[SIZE_MASK_HEAD] * mask_strides[1] +
+                    (row % queries) * sizes[SIZE_MASK_QUERY] * mask_strides[2] + j * sizes[SIZE_MASK_ROW] * mask_strides[3]];
       }
       float x = score[r] * scale;
       if (flags & HAS_SOFTCAP) x = softcap * precise::tanh(x / softcap);
-      if (flags & HAS_SLOPES) x += float(slopes[head]) * float(j - position);
+      if (flags & HAS_SLOPES) x += float(slopes[head * slopes_strides[0]]) * float(j - position);
       x = seen ? x : -INFINITY;
       const float higher = max(maximum[r], simd_max(x));
       const bool none = higher == -INFINITY;
@@ -144,7 +158,7 @@ for (int step = step_begin + simd; step < step_end; step += SIMDS) {
       for (int a = 0; a < AHEAD; a++) {
         for (int r = 0; r < ROWS; r++) {
           const float w = simd_shuffle(weight[r], ushort(key_part * KEY_LANES + part + a));
-          for (int i = 0; i < VALUE_WIDTH; i++) sums[r][i] += w * rows[a][i];
+          for (int i = 0; i < VALUE_WIDTH; i++) sums[r][i] = fma(w, rows[a][i], sums[r][i]);
         }
       }
     } else {
@@ -155,8 +169,7 @@ for (int step = step_begin + simd; step < step_end; step += SIMDS) {
           if (k >= low && k < length) {
             load_row<T, ValueT, VALUE_BITS, VALUE_GROUP, DV, VALUE_LANES, VALUE_CHUNKS,
                      VALUE_CHUNK>(
-                values, value_scales, value_biases, kv_base + k, VALUE_WORDS, VALUE_GROUPS,
-                value_lane, values_ahead[a]);
+                values, value_scales, value_biases, value_place, k, value_lane, values_ahead[a]);
           } else {
             for (int i = 0; i < VALUE_WIDTH; i++) values_ahead[a][i] = 0;
           }
@@ -166,7 +179,7 @@ for (int step = step_begin + simd; step < step_end; step += SIMDS) {
           const int owner = in_tile % KEY_ROWS * KEY_LANES + in_tile / KEY_ROWS;
           for (int r = 0; r < ROWS; r++) {
             const float w = simd_shuffle(weight[r], ushort(owner));
-            for (int i = 0; i < VALUE_WIDTH; i++) sums[r][i] += w * values_ahead[a][i];
+            for (int i = 0; i < VALUE_WIDTH; i++) sums[r][i] = fma(w, values_ahead[a][i], sums[r][i]);
           }
         }
       }
@@ -206,7 +219,7 @@ for (int r = 0; r < ROWS; r++) {
     const long at = query_base + row;
     float divisor = whole;
     if (!SPLIT && (flags & HAS_SINKS)) {
-      divisor += exp(float(sinks[kv_head * group + row / queries]) - top);
+      divisor += exp(float(sinks[(kv_head * group + row / queries) * sinks_strides[0]]) - top);
     }
     for (int channel = thread_index_in_threadgroup; channel < DV; channel += 32 * SIMDS) {
       float sum = 0;

@@ -110,7 +110,11 @@ def launch(
     simdgroups = simdgroup_count(dim_out)
     split, result = blocks > 1, prepared.result
     out, stats = metal_kernel(
-        "attention_decode", attention_launch.INPUTS, ("out", "stats"), helpers=("cache_rows",)
+        "attention_decode",
+        attention_launch.INPUTS,
+        ("out", "stats"),
+        contiguous=False,
+        helpers=("cache_rows",),
     )(
         inputs=prepared.inputs,
         template=[

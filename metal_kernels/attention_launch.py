@@ -26,8 +26,6 @@ class Side(NamedTuple):
     arrays: tuple[mx.array, mx.array, mx.array]
     bits: int  # 0: plain
     group_size: int
-    words: int  # elements of the first array a row
-    groups: int
 
 
 class Prepared(NamedTuple):
@@ -87,6 +85,11 @@ def prepare(
         | (HAS_SOFTCAP if softcap else 0)
     )
     sinks = unused(mx.float32) if sinks is None else sinks
+    # 0 along an axis whose single element counts for all.
+    repeats = (0, 0, 0, 0)
+    if mask is not None:
+        mask = four_axes(mask)
+        repeats = tuple(int(n > 1) for n in mask.shape)  # type: ignore[assignment]
     sizes = (heads, keys.shape[1], queries, keys.shape[2], window or 0, flags)
     inputs = [
         q,
@@ -97,7 +100,7 @@ def prepare(
         sinks,
         unused(mx.float32) if slopes is None else slopes,
         unused(mx.bool_) if mask is None else mask,
-        integers(*sizes, *mask_strides(mask), tiles),
+        integers(*sizes, *repeats, tiles),
         numbers(scale, softcap or 0.0),
     ]
     template = [
@@ -118,18 +121,15 @@ def _parameters(name: str, side: Side) -> list[tuple[str, Any]]:
     return [
         (f"{name}_BITS", side.bits),
         (f"{name}_GROUP", side.group_size),
-        (f"{name}_WORDS", side.words),
-        (f"{name}_GROUPS", side.groups),
     ]
 
 
 def side_of(rows: Rows) -> Side:
     if isinstance(rows, QuantizedRows):
         arrays = (rows.codes, rows.scales, rows.biases)
-        words, groups = rows.codes.shape[-1], rows.scales.shape[-1]
-        return Side(arrays, rows.bits, rows.group_size, words, groups)
+        return Side(arrays, rows.bits, rows.group_size)
     nothing = unused(rows.dtype)
-    return Side((rows, nothing, nothing), 0, 1, rows.shape[-1], 0)
+    return Side((rows, nothing, nothing), 0, 1)
 
 
 def width_of(values: Rows | None, value_dim: int | None) -> int:
@@ -148,16 +148,9 @@ def per_sequence(values: mx.array | Sequence[int] | int, batch: int) -> mx.array
     return integers(*([values] * batch if isinstance(values, int) else values))
 
 
-def mask_strides(mask: mx.array | None) -> tuple[int, int, int, int]:
-    """Elements from one batch, head, query and row of a mask to the next; 0 where it repeats."""
-    if mask is None:
-        return (0, 0, 0, 0)
-    shape = (1,) * (4 - mask.ndim) + tuple(mask.shape)
-    step, strides = 1, []
-    for n in reversed(shape):
-        strides.append(step if n > 1 else 0)
-        step *= n
-    return (strides[3], strides[2], strides[1], strides[0])
+def four_axes(mask: mx.array) -> mx.array:
+    """A mask as [b, h, t, s]."""
+    return mask.reshape((1,) * (4 - mask.ndim) + tuple(mask.shape))
 
 
 def longest_row(

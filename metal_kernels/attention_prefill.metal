@@ -22,9 +22,8 @@ short2 matrix_place(int lane) {
 
 // Load BK rows of the cache, as T, to threadgroup memory; rows at or beyond `high` are zeros.
 template <typename T, typename P, int BITS, int GROUP, int DIM, int STRIDE, int BK>
-void load_tile(const device P* rows, const device T* scales, const device T* biases, long first,
-               int base, int low, int high, int words, int groups, threadgroup T* tile, int thread_,
-               int threads) {
+void load_tile(const device P* rows, const device T* scales, const device T* biases, RowPlace place,
+               int base, int low, int high, threadgroup T* tile, int thread_, int threads) {
   constexpr int CHUNK = BITS == 0 ? 4 : 8, CHUNKS = DIM / CHUNK;
   for (int i = thread_; i < BK * CHUNKS; i += threads) {
     const int j = base + i / CHUNKS, chunk = i % CHUNKS;
@@ -32,8 +31,7 @@ void load_tile(const device P* rows, const device T* scales, const device T* bia
     if (j < low || j >= high) {
       for (int c = 0; c < CHUNK; c++) x[c] = 0;
     } else {
-      load_row<T, P, BITS, GROUP, DIM, CHUNKS, 1, CHUNK>(rows, scales, biases, first + j, words,
-                                                         groups, chunk, x);
+      load_row<T, P, BITS, GROUP, DIM, CHUNKS, 1, CHUNK>(rows, scales, biases, place, j, chunk, x);
     }
     for (int c = 0; c < CHUNK; c++) tile[i / CHUNKS * STRIDE + chunk * CHUNK + c] = T(x[c]);
   }
@@ -62,22 +60,34 @@ const int row_count = group * queries;
 const int first_row = tile * BQ;
 const int last_row = min(first_row + BQ, row_count) - 1;
 const long query_base = (long(batch) * heads + long(kv_head) * group) * queries;
-const long kv_base = (long(batch) * kv_heads + kv_head) * capacity;
+const RowPlace key_place = {
+    batch * keys_strides[0] + kv_head * keys_strides[1], keys_strides[2],
+    KEY_BITS ? batch * key_scales_strides[0] + kv_head * key_scales_strides[1] : 0,
+    KEY_BITS ? key_scales_strides[2] : 0,
+    KEY_BITS ? batch * key_biases_strides[0] + kv_head * key_biases_strides[1] : 0,
+    KEY_BITS ? key_biases_strides[2] : 0};
+const RowPlace value_place = {
+    batch * values_strides[0] + kv_head * values_strides[1], values_strides[2],
+    VALUE_BITS ? batch * value_scales_strides[0] + kv_head * value_scales_strides[1] : 0,
+    VALUE_BITS ? value_scales_strides[2] : 0,
+    VALUE_BITS ? batch * value_biases_strides[0] + kv_head * value_biases_strides[1] : 0,
+    VALUE_BITS ? value_biases_strides[2] : 0};
 const float scale = factors[0], softcap = factors[1];
 
 // The cache rows that some query of this tile can see.
 const bool one_head = first_row / queries == last_row / queries;
 const int t_first = one_head ? first_row % queries : 0;
 const int t_last = one_head ? last_row % queries : queries - 1;
-const int length = min(int(lengths[batch]), capacity);
+const int length = min(int(lengths[batch * lengths_strides[0]]), capacity);
 const int high = min(length, length - queries + t_last + 1);
-const int low = max(max(int(starts[batch]), 0),
+const int low = max(max(int(starts[batch * starts_strides[0]]), 0),
                     window > 0 ? length - queries + t_first - window + 1 : 0);
 
 for (int i = thread_; SHARED_QUERIES && i < BQ * D; i += THREADS) {
-  const int r = i / D;
-  query_tile[r * (D + PAD) + i % D] =
-      first_row + r < row_count ? q[(query_base + first_row + r) * D + i % D] : QueryT(0);
+  const int r = min(first_row + i / D, row_count - 1);  // a row too many repeats the last
+  query_tile[i / D * (D + PAD) + i % D] =
+      q[batch * q_strides[0] + (kv_head * group + r / queries) * q_strides[1] +
+        r % queries * q_strides[2] + i % D * q_strides[3]];
 }
 
 const short2 place = matrix_place(lane);
@@ -91,8 +101,7 @@ float maximum = -INFINITY, total = 0;
 for (int base = low & ~(BK - 1); base < high; base += BK) {
   threadgroup_barrier(mem_flags::mem_threadgroup);
   load_tile<T, KeyT, KEY_BITS, KEY_GROUP, D, WIDEST + PAD, BK>(
-      keys, key_scales, key_biases, kv_base, base, low, high, KEY_WORDS, KEY_GROUPS, cache_tile,
-      thread_, THREADS);
+      keys, key_scales, key_biases, key_place, base, low, high, cache_tile, thread_, THREADS);
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
   simdgroup_matrix<float, 8, 8> scores[KEYS];
@@ -104,8 +113,9 @@ for (int base = low & ~(BK - 1); base < high; base += BK) {
           query_tile + (simd_row * 8 + place.x) * (D + PAD) + d + place.y;
       a.thread_elements() = float2{float(qp[0]), float(qp[1])};
     } else {
-      const device QueryT* qp = q + (query_base + row) * D + d + place.y;
-      a.thread_elements() = float2{float(qp[0]), float(qp[1])};
+      const device QueryT* qp = q + batch * q_strides[0] + head * q_strides[1] +
+                                t * q_strides[2] + (d + place.y) * q_strides[3];
+      a.thread_elements() = float2{float(qp[0]), float(qp[q_strides[3]])};
     }
     for (int k = 0; k < KEYS; k++) {
       // The transpose of the keys: row = channel, column = cache row.
@@ -138,12 +148,12 @@ for (int base = low & ~(BK - 1); base < high; base += BK) {
       bool visible = j >= low && j < high && j <= position &&
                      (window <= 0 || position - j < window);
       if (visible && (flags & HAS_MASK)) {
-        visible = mask[batch * sizes[SIZE_MASK_BATCH] + head * sizes[SIZE_MASK_HEAD] +
-                       t * sizes[SIZE_MASK_QUERY] + j * sizes[SIZE_MASK_ROW]];
+        visible = mask[batch * sizes[SIZE_MASK_BATCH] * mask_strides[0] + head * sizes[SIZE_MASK_HEAD] * mask_strides[1] +
+                       t * sizes[SIZE_MASK_QUERY] * mask_strides[2] + j * sizes[SIZE_MASK_ROW] * mask_strides[3]];
       }
       float x = scores[k].thread_elements()[e] * scale;
       if (flags & HAS_SOFTCAP) x = softcap * precise::tanh(x / softcap);
-      if (flags & HAS_SLOPES) x += float(slopes[head]) * float(j - position);
+      if (flags & HAS_SLOPES) x += float(slopes[head * slopes_strides[0]]) * float(j - position);
       scores[k].thread_elements()[e] = x;
       seen[k][e] = visible;
       if (visible) higher = max(higher, x);
@@ -168,8 +178,7 @@ for (int base = low & ~(BK - 1); base < high; base += BK) {
   if (!LATENT) {
     threadgroup_barrier(mem_flags::mem_threadgroup);
     load_tile<T, ValueT, VALUE_BITS, VALUE_GROUP, DV, WIDEST + PAD, BK>(
-        values, value_scales, value_biases, kv_base, base, low, high, VALUE_WORDS, VALUE_GROUPS,
-        cache_tile, thread_, THREADS);
+        values, value_scales, value_biases, value_place, base, low, high, cache_tile, thread_, THREADS);
     threadgroup_barrier(mem_flags::mem_threadgroup);
   }
   for (int i = 0; i < OWN_DV / 8; i++) {
@@ -189,7 +198,7 @@ for (int base = low & ~(BK - 1); base < high; base += BK) {
 total += simd_shuffle_xor(total, ushort(1));
 total += simd_shuffle_xor(total, ushort(8));
 float divisor = total;
-if (flags & HAS_SINKS) divisor += exp(float(sinks[head]) - maximum);
+if (flags & HAS_SINKS) divisor += exp(float(sinks[head * sinks_strides[0]]) - maximum);
 if (first_row + simd_row * 8 + place.x < row_count) {
   for (int i = 0; i < OWN_DV / 8; i++) {
     const int channel = simd_part * OWN_DV + i * 8 + place.y;

@@ -104,7 +104,11 @@ def launch(
         softcap=softcap, slopes=slopes, mask=mask, starts=starts, value_dim=value_dim,
     )  # fmt: skip
     kernel = metal_kernel(
-        "attention_prefill", attention_launch.INPUTS, ("out",), helpers=("cache_rows",)
+        "attention_prefill",
+        attention_launch.INPUTS,
+        ("out",),
+        contiguous=False,
+        helpers=("cache_rows",),
     )
     (out,) = kernel(
         inputs=prepared.inputs,

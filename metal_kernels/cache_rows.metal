@@ -47,22 +47,28 @@ void load_codes(const device uint32_t* row, int chunk, float scale, float bias, 
   }
 }
 
+// Where the rows of one kv head begin and how far apart they are, in elements.
+struct RowPlace {
+  long codes, codes_step, scales, scales_step, biases, biases_step;
+};
+
 // The chunks of one cache row that this lane owns: chunk `lane + LANES i`. BITS 0: a plain row.
 template <typename T, typename P, int BITS, int GROUP, int DIM, int LANES, int CHUNKS, int CHUNK>
-void load_row(const device P* rows, const device T* scales, const device T* biases, long row,
-              int words, int groups, int lane, thread float* out) {
+void load_row(const device P* rows, const device T* scales, const device T* biases, RowPlace place,
+              int row, int lane, thread float* out) {
   for (int i = 0; i < CHUNKS; i++) {
     const int chunk = lane + LANES * i;
     if (chunk * CHUNK >= DIM) {
       for (int c = 0; c < CHUNK; c++) out[i * CHUNK + c] = 0;
     } else if (BITS == 0) {
-      load_plain<T, CHUNK>((const device T*)rows + row * words, chunk, out + i * CHUNK);
+      load_plain<T, CHUNK>((const device T*)(rows + place.codes + row * place.codes_step), chunk,
+                           out + i * CHUNK);
     } else {
-      const long group = row * groups + chunk * CHUNK / GROUP;
+      const int group = chunk * CHUNK / GROUP;
       load_codes<T, BITS == 0 ? 8 : BITS, CHUNK>(
-          (const device uint32_t*)rows + row * words, chunk, float(scales[group]),
-          float(biases[group]), out + i * CHUNK);
+          (const device uint32_t*)(rows + place.codes + row * place.codes_step), chunk,
+          float(scales[place.scales + row * place.scales_step + group]),
+          float(biases[place.biases + row * place.biases_step + group]), out + i * CHUNK);
     }
   }
 }
-

@@ -55,7 +55,7 @@ def rope(
     arXiv:2104.09864.
     """
     check_rope(q, inverse_frequencies, offsets, rotated_dims)
-    way = dispatch.choose("rope", supported=_supported(q, k))
+    way = dispatch.choose("rope", supported=supports(q, k))
     function = launch if way == "kernel" else rope_reference
     return function(
         q,
@@ -135,7 +135,7 @@ def rope_quantize(
     check_rope(q, inverse_frequencies, offsets, rotated_dims)
     check_format(key_bits, group_size)
     check_format(value_bits, group_size)
-    way = dispatch.choose("rope_quantize", supported=_supported(q, k, v))
+    way = dispatch.choose("rope_quantize", supported=supports(q, k, v))
     function = launch_quantize if way == "kernel" else rope_quantize_reference
     return function(
         q,
@@ -320,7 +320,8 @@ def launch_quantize(
 _PARTS = ("codes", "scales", "biases")
 
 
-def _supported(*arrays: mx.array) -> bool:
+def supports(*arrays: mx.array) -> bool:
+    """Whether the kernels take rows of these types."""
     return len({a.dtype for a in arrays}) == 1 and arrays[0].dtype in KERNEL_TYPES
 
 

@@ -122,7 +122,11 @@ def count_mlx(dim: int, group: int) -> dict[str, int]:
 
 
 def total(counters: dict[str, dict[str, int]], wanted: Callable[[str], bool]) -> dict[str, int]:
-    chosen = [counts for name, counts in counters.items() if wanted(name)]
+    chosen = [
+        counts
+        for name, counts in counters.items()
+        if wanted(name) and not name.endswith("_strides")
+    ]
     return {key: sum(counts[key] for counts in chosen) for key in chosen[0]}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import mlx.core as mx
 
@@ -22,6 +23,8 @@ from mlxtx.metal_kernels.attention_decode import MAX_QUERIES, attention_decode
 from mlxtx.metal_kernels.attention_prefill import attention_prefill
 from mlxtx.metal_kernels.dispatch import on_metal
 from mlxtx.metal_kernels.kv_quantize import QuantizedRows, kv_dequantize
+from mlxtx.metal_kernels.rope import rope
+from mlxtx.metal_kernels.rope import supports as rope_supported
 
 Expand = Callable[[mx.array], tuple[mx.array, mx.array]]
 
@@ -32,6 +35,21 @@ EXPANDED_BYTES = 256 << 20
 def fused_attention_available(q: mx.array, spec: AttentionSpec) -> bool:
     """MLX attends over plain rows in one kernel that makes no score matrix: on a GPU."""
     return on_gpu() and spec.softcap is None and not spec.slopes
+
+
+def prepare_with_kernels(
+    prepare: Callable[..., Any], q: mx.array, k: mx.array | None, step: Step
+) -> tuple[mx.array, mx.array] | None:
+    """``prepare`` of q and k in one launch, or None where the kernel doesn't apply.
+
+    ``prepare.rope_arguments(q, step)`` says what it is for that kernel, or None. The kernel has no
+    gradient: only a cache, which nothing is trained through, may call this.
+    """
+    arguments = getattr(prepare, "rope_arguments", None)
+    if k is None or arguments is None or not on_metal() or not rope_supported(q, k):
+        return None
+    given = arguments(q, step)
+    return None if given is None else rope(q, k, **given)
 
 
 def attend_with_kernels(

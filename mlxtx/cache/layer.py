@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import mlx.core as mx
 
 from mlxtx.cache.attention import AttentionSpec
+from mlxtx.cache.kernels import prepare_with_kernels
 from mlxtx.cache.parts import attend_parts
 from mlxtx.cache.rows import PLAIN_FORMAT, RowFormat, Slots
 from mlxtx.cache.segment import Part, Segment
@@ -123,7 +124,7 @@ class RowsCache:
     def attend(self, q, k, v, *, prepare, spec, step, sinks=None, expand=None) -> mx.array:
         if step.segments is not None or step.positions is not None:
             raise MlxtxError("packed rows (segments, positions) go through a pass without a cache")
-        q, k = prepare(q, k, step)
+        q, k = prepare_with_kernels(prepare, q, k, step) or prepare(q, k, step)
         if k is not None:
             parts = self._append(k, v, step.length)
             self.rows += k.shape[2]

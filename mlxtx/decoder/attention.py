@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -36,6 +38,22 @@ class Prepare:
         if self.temperature is not None:
             q = q * query_temperature(self.temperature, step, q.dtype)
         return q, None if k is None else self._one(k, self.k_norm, step)
+
+    def rope_arguments(self, q: mx.array, step: Step) -> dict[str, Any] | None:
+        """The same as arguments of the fused kernel ``mlxtx.metal_kernels.rope.rope``, or None if
+        it is more than that kernel does."""
+        norms = [norm for norm in (self.q_norm, self.k_norm) if norm is not None]
+        if self.rotary is None or self.temperature is not None or self.clip is not None:
+            return None
+        if (norms and self.norm_after_rope) or any(n.of_each_head() is None for n in norms):
+            return None
+        turn = self.rotary.kernel_arguments(step, q.shape[0])
+        if turn is None:
+            return None
+        return turn | {
+            name: None if norm is None else norm.of_each_head()
+            for name, norm in (("q_norm", self.q_norm), ("k_norm", self.k_norm))
+        }
 
     def _one(self, x: mx.array, norm: HeadNorm | None, step: Step) -> mx.array:
         if norm is not None and not self.norm_after_rope:

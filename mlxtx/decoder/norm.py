@@ -54,6 +54,13 @@ class HeadNorm(Norm):
         super().__init__(shape, config.norm)
         self._over = config.over
 
+    def of_each_head(self) -> tuple[mx.array | None, float, float] | None:
+        """(weight, eps, offset) of an RMSNorm that is the same for all heads, else None."""
+        config = self._config
+        if self._over != "head" or config.kind != "rms" or config.bias:
+            return None
+        return self.get("weight"), config.eps, config.offset if config.weight else 0.0
+
     def __call__(self, x: mx.array) -> mx.array:
         if self._over == "head":
             return super().__call__(x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -45,6 +46,25 @@ class Rotary:
             offset=step.first_position,
             freqs=wavelengths,
         )
+
+    def kernel_arguments(self, step: Step, batch: int) -> dict[str, Any] | None:
+        """This rotation for the kernel ``mlxtx.metal_kernels.rope``; None if it cannot do it."""
+        wavelengths = step.memo(("rope", self.config), lambda: self._wavelengths(step))
+        if self.config.tail or step.positions is not None or wavelengths.ndim > 1:
+            return None
+
+        def offsets() -> mx.array:
+            first = step.first_position
+            return mx.broadcast_to(mx.array(first, dtype=mx.int32), (batch,))
+
+        scaling = self.config.scaling
+        return {
+            "inverse_frequencies": step.memo(("1/rope", self.config), lambda: 1 / wavelengths),
+            "offsets": step.memo(("offsets", batch), offsets),
+            "interleaved": self.config.interleaved,
+            "rotated_dims": self.config.dims,
+            "amplitude": scaling.attention_factor if scaling else 1.0,
+        }
 
     def _wavelengths(self, step: Step) -> mx.array:
         """Positions are divided by these, [dims/2]; [B, dims/2] when rows of other lengths differ."""

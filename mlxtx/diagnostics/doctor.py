@@ -16,6 +16,7 @@ from importlib.metadata import version
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from mlxtx.files import write_json_atomic
 from mlxtx.metal_kernels import (
@@ -124,9 +125,10 @@ def _examine(
             mx.eval(found, expected)
             for a, b in zip(found, expected, strict=True):
                 a, b = a.astype(mx.float32), b.astype(mx.float32)
-                error = mx.abs(a - b).max() / mx.maximum(mx.abs(b).max(), 1e-6)
-                if not error.item() <= tolerance:  # a NaN is not
-                    return Finding(operation, count, f"{name}: differs by {error.item():.2g}")
+                ratio = mx.abs(a - b).max() / mx.maximum(mx.abs(b).max(), 1e-6)
+                error = np.array(ratio).item()
+                if not error <= tolerance:  # a NaN is not
+                    return Finding(operation, count, f"{name}: differs by {error:.2g}")
     except (RuntimeError, ValueError) as error:
         first = str(error).strip().splitlines()
         return Finding(operation, count, f"does not run: {first[0][:200] if first else error}")

@@ -334,7 +334,7 @@ void emu_mma(void** io, uint32_t) {
     int r = emu_matrix_row(lane), n = emu_matrix_column(lane);
     for (int j = 0; j < 2; j++) {
       float s = c[r][n + j];
-      for (int k = 0; k < 8; k++) s += a[r][k] * b[k][n + j];
+      for (int k = 0; k < 8; k++) s = __builtin_fmaf(a[r][k], b[k][n + j], s);
       x->d[j] = (T)s;
     }
   }
