@@ -19,7 +19,7 @@ from mlxtx.families.common import FULL, SLIDING, HubConfig, behind, head_norm
 from mlxtx.families.family import Family
 from mlxtx.families.names import Rule
 from mlxtx.families.reader import ConfigReader
-from mlxtx.families.rules import LAYER, OUTPUT_NORMS, names, outer, tensor
+from mlxtx.families.rules import LAYER, OUTPUT_NORMS, names, outer, stacked, tensor
 from mlxtx.families.transforms import Split
 
 GELU: dict[str, Any] = {
@@ -205,6 +205,7 @@ def _gemma4_rules(decoder: DecoderConfig) -> tuple[Rule, ...]:
     if experts is not None:
         width, ours = experts.expert.width, f"{LAYER}.experts.switch_mlp"
         rules += (
+            *stacked("experts.switch_glu", "experts.switch_mlp"),
             tensor("router.scale", "experts.gate.norm.weight"),
             tensor("router.per_expert_scale", "experts.gate.expert_scale"),
             Rule(

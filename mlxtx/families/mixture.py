@@ -30,6 +30,7 @@ from mlxtx.families.rules import (
     outer,
     qkv,
     shared_expert,
+    stacked,
     tensor,
 )
 from mlxtx.families.transforms import Reshaped, Transposed, Unflattened, chain
@@ -137,6 +138,7 @@ def granitemoe(config: HubConfig) -> DecoderConfig:
 def _granite_rules(decoder: DecoderConfig) -> tuple[Rule, ...]:
     mixture = experts_of(decoder)
     rules = (
+        *stacked("block_sparse_moe.switch_mlp"),
         *names("block_sparse_moe.router.layer=mlp.gate"),
         *names("block_sparse_moe.output_linear=mlp.switch_mlp.down_proj"),
         gate_up("block_sparse_moe.input_linear", mixture.expert.width, "mlp.switch_mlp"),
@@ -332,6 +334,7 @@ AFMOE = (
         " post_mlp_layernorm=feed_forward_output_layernorm"
     ),
     tensor("mlp.expert_bias", CORRECTION),
+    *stacked("mlp.experts"),
     *experts(),
 )
 
