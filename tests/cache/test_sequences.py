@@ -8,7 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from mlxtx.cache import kernels, parts
@@ -144,7 +144,7 @@ class Both:
         return other
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     kv=st.sampled_from(KV),
     spec=st.sampled_from(sorted(SPECS)),
@@ -155,6 +155,17 @@ class Both:
     operations=operations,
     way=st.sampled_from(["whole", "sliced", "kernels"]),
     seed=st.integers(0, 99),
+)
+@example(  # taken back twice: together further than a ring can go
+    kv="plain",
+    spec="window",
+    dims=(4, 2, 32, 32),
+    latent=False,
+    padding=(0,),
+    sinks=False,
+    operations=[("append", 45), ("rollback", 5), ("rollback", 4), ("append", 1)],
+    way="whole",
+    seed=0,
 )
 def test_every_kind_equals_attention_over_its_rows(
     kv, spec, dims, latent, padding, sinks, operations, way, seed
