@@ -57,15 +57,13 @@ class SliceReader:
 
 
 class _Decoded:
-    """Rows [B, K, S, D] in the precision of the sums. Codes of 2, 4 and 8 bits come out as planes
-    (``unpack``), their channels in another order, which queries and products follow."""
+    """Rows [B, K, S, D], decoded when many queries want them and multiplied as codes for few."""
 
     def __init__(self, rows: Rows, precision: mx.Dtype):
         self.rows, self.precision = rows, precision
         self._decoded: mx.array | None = None
         bits = rows.bits if isinstance(rows, QuantizedRows) else 0
         self.unpacked = not on_gpu() and bits in (2, 4, 8)
-        self.planes = 8 // bits if self.unpacked else 1
 
     def decoded(self) -> mx.array:
         if self._decoded is None:
@@ -94,16 +92,14 @@ class _Decoded:
                 flat = q.flatten(2, 3)
                 product = self._multiplied(flat, True) if on_gpu() else code_scores(flat, rows)
                 return product.reshape(*shape[:4], -1)
-            q = _to_planes(q, self.planes)
         scores = q.flatten(2, 3) @ self.decoded().swapaxes(-1, -2)
         return scores.reshape(*shape[:4], -1)
 
     def weighed(self, weights: mx.array, value_dim: int | None) -> mx.array:
         rows, shape = self.rows, weights.shape
         flat = weights.flatten(2, 3)
-        planes = self.planes
         if isinstance(rows, QuantizedRows) and self._few(weights):
-            out, planes = self._multiplied(flat, False), 1
+            out = self._multiplied(flat, False)
         else:
             values = self.decoded()
             if value_dim is not None and not isinstance(rows, QuantizedRows):
@@ -111,7 +107,7 @@ class _Decoded:
             out = flat @ values
         out = out.reshape(*shape[:4], -1)
         if isinstance(rows, QuantizedRows):
-            out = _from_planes(out, planes)[..., : rows.dim]
+            out = out[..., : rows.dim]
             out = rotate_rows(out) if rows.rotated else out
         return out if value_dim is None else out[..., :value_dim]
 
@@ -140,17 +136,16 @@ def split_by_blocks(rows: Rows, value_dim: int) -> bool:
 
 
 def unpack(rows: QuantizedRows) -> mx.array:
-    """The rows in float32 with channels in planes: all first codes of a byte, all second ones ...
-
-    ``mx.dequantize`` on a CPU handles one number at a time; these are plain array operations.
-    """
+    """Rows [B, K, S, P] in float32 from codes of 2, 4 or 8 bits. ``mx.dequantize`` on a CPU
+    handles one number at a time; these are plain array operations."""
     scales, biases = (a.astype(mx.float32)[..., None] for a in (rows.scales, rows.biases))
-    out = [(codes * scales + biases).flatten(-2) for codes in code_planes(rows)]
-    return out[0] if len(out) == 1 else mx.concatenate(out, axis=-1)
+    planes = [codes * scales + biases for codes in code_planes(rows)]
+    return planes[0].flatten(-2) if len(planes) == 1 else mx.stack(planes, axis=-1).flatten(-3)
 
 
 def code_planes(rows: QuantizedRows) -> list[mx.array]:
-    """The codes of 2, 4 or 8 bits as numbers [B, K, S, groups, channels], a plane an array."""
+    """The codes of 2, 4 or 8 bits as numbers [B, K, S, groups, channels]: an array of the first
+    codes of every byte, one of the second ones ..."""
     octets = rows.codes.view(mx.uint8)  # [B, K, S, P * bits / 8]
     planes, mask = 8 // rows.bits, (1 << rows.bits) - 1
     shape = (*rows.scales.shape, -1)
@@ -179,15 +174,3 @@ def code_scores(q: mx.array, rows: QuantizedRows) -> mx.array:
 def _pad(x: mx.array, width: int) -> mx.array:
     missing = width - x.shape[-1]
     return x if not missing else mx.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)])
-
-
-def _to_planes(x: mx.array, planes: int) -> mx.array:
-    if planes == 1:
-        return x
-    return mx.concatenate([x[..., plane::planes] for plane in range(planes)], axis=-1)
-
-
-def _from_planes(x: mx.array, planes: int) -> mx.array:
-    if planes == 1:
-        return x
-    return x.reshape(*x.shape[:-1], planes, -1).swapaxes(-1, -2).flatten(-2)
