@@ -11,7 +11,9 @@ from __future__ import annotations
 import functools
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -50,8 +52,23 @@ def architecture() -> str:
 
 
 def tuning() -> Tuning:
-    """The numbers for this GPU."""
-    return TUNING.get(architecture()[-1:], TUNING["default"])
+    """The numbers for this GPU; doctor may have found that it allows fewer threads."""
+    numbers = TUNING.get(architecture()[-1:], TUNING["default"])
+    fewer = _tried[-1] if _tried else int(remembered().get("simdgroups", 0))
+    return replace(numbers, simdgroups=fewer) if fewer else numbers
+
+
+_tried: list[int] = []
+
+
+@contextmanager
+def trying(*, simdgroups: int) -> Iterator[None]:
+    """Inside, threadgroups have this many simdgroups: how doctor looks for what a device allows."""
+    _tried.append(simdgroups)
+    try:
+        yield
+    finally:
+        _tried.pop()
 
 
 def choose(operation: str, *, supported: bool, fused_by_mlx: bool = False) -> Path_:
@@ -90,9 +107,11 @@ def machine_key() -> str:
 
 @functools.cache
 def remembered() -> dict[str, str]:
-    """operation -> "off", "kernel" or "fast", as found on this very machine; empty if unknown."""
+    """operation -> "off", "kernel" or "fast", as found on this very machine; empty if unknown.
+    "simdgroups" -> how many of them a threadgroup may have, if fewer than the table says."""
     try:
         findings = json.loads(memory_file().read_text()).get(machine_key(), {})
     except (OSError, ValueError, AttributeError):
         return {}
-    return {str(k): str(v) for k, v in findings.items() if v in ("off", "kernel", "fast")}
+    known = ("off", "kernel", "fast", "4", "2", "1")
+    return {str(k): str(v) for k, v in findings.items() if v in known}

@@ -16,14 +16,14 @@ import mlx.core as mx
 from mlxtx.cache.attention import AttentionSpec, visible
 from mlxtx.cache.codes import split_by_blocks
 from mlxtx.cache.numerics import on_gpu
-from mlxtx.cache.rows import Rows, arrays_of, slice_rows, with_arrays
+from mlxtx.cache.rows import RowFormat, Rows, arrays_of, slice_rows, with_arrays
 from mlxtx.cache.segment import Part
 from mlxtx.cache.step import Step
 from mlxtx.metal_kernels.attention_decode import MAX_QUERIES, attention_decode
 from mlxtx.metal_kernels.attention_prefill import attention_prefill
 from mlxtx.metal_kernels.dispatch import on_metal
 from mlxtx.metal_kernels.kv_quantize import QuantizedRows, kv_dequantize
-from mlxtx.metal_kernels.rope import rope
+from mlxtx.metal_kernels.rope import rope, rope_quantize
 from mlxtx.metal_kernels.rope import supports as rope_supported
 
 Expand = Callable[[mx.array], tuple[mx.array, mx.array]]
@@ -50,6 +50,28 @@ def prepare_with_kernels(
         return None
     given = arguments(q, step)
     return None if given is None else rope(q, k, **given)
+
+
+def encode_with_kernels(
+    prepare: Callable[..., Any],
+    q: mx.array,
+    k: mx.array | None,
+    v: mx.array | None,
+    step: Step,
+    formats: tuple[RowFormat, RowFormat],
+) -> tuple[mx.array, Rows, Rows] | None:
+    """``prepare`` of q and k, and k and v in the cache's formats, all in one launch; or None."""
+    keys, values = formats
+    arguments = getattr(prepare, "rope_arguments", None)
+    if k is None or v is None or arguments is None or not on_metal():
+        return None
+    if keys.bits is None or values.bits is None or not rope_supported(q, k, v):
+        return None
+    given = arguments(q, step)
+    if given is None or (keys.group_size, keys.rotate) != (values.group_size, values.rotate):
+        return None
+    bits = {"key_bits": keys.bits, "value_bits": values.bits}
+    return rope_quantize(q, k, v, group_size=keys.group_size, rotate=keys.rotate, **bits, **given)
 
 
 def attend_with_kernels(

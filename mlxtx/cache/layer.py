@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 import mlx.core as mx
 
 from mlxtx.cache.attention import AttentionSpec
-from mlxtx.cache.kernels import prepare_with_kernels
+from mlxtx.cache.kernels import encode_with_kernels, prepare_with_kernels
 from mlxtx.cache.parts import attend_parts
-from mlxtx.cache.rows import PLAIN_FORMAT, RowFormat, Slots
+from mlxtx.cache.rows import PLAIN_FORMAT, RowFormat, Rows, Slots, slice_rows
 from mlxtx.cache.segment import Part, Segment
 from mlxtx.cache.settings import KVSettings
 from mlxtx.errors import MlxtxError
@@ -124,7 +124,14 @@ class RowsCache:
     def attend(self, q, k, v, *, prepare, spec, step, sinks=None, expand=None) -> mx.array:
         if step.segments is not None or step.positions is not None:
             raise MlxtxError("packed rows (segments, positions) go through a pass without a cache")
-        q, k = prepare_with_kernels(prepare, q, k, step) or prepare(q, k, step)
+        encoded = None
+        if self.head is None and self.tail is None:
+            formats = self.layout.key_format, self.layout.value_format
+            encoded = encode_with_kernels(prepare, q, k, v, step, formats)
+        if encoded is not None:
+            q, k, v = encoded
+        else:
+            q, k = prepare_with_kernels(prepare, q, k, step) or prepare(q, k, step)
         if k is not None:
             parts = self._append(k, v, step.length)
             self.rows += k.shape[2]
@@ -138,7 +145,7 @@ class RowsCache:
     def _parts(self) -> list[Part]:
         return [part for segment in self.segments.values() for part in segment.parts()]
 
-    def _append(self, k: mx.array, v: mx.array | None, expected: int) -> list[Part]:
+    def _append(self, k: Rows, v: Rows | None, expected: int) -> list[Part]:
         count = k.shape[2]
         parts: list[Part] = []
         taken = 0
@@ -206,7 +213,5 @@ class RowsCache:
         return other
 
 
-def _rows(
-    k: mx.array, v: mx.array | None, start: int, stop: int
-) -> tuple[mx.array, mx.array | None]:
-    return k[:, :, start:stop], None if v is None else v[:, :, start:stop]
+def _rows(k: Rows, v: Rows | None, start: int, stop: int) -> tuple[Rows, Rows | None]:
+    return slice_rows(k, start, stop), None if v is None else slice_rows(v, start, stop)

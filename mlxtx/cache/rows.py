@@ -54,9 +54,10 @@ class RowFormat:
     group_size: int = 64
     rotate: bool = False
 
-    def encode(self, rows: mx.array) -> Rows:
-        """Rows [B, K, S, D] in this format; D is padded with zeros to whole groups."""
-        if self.bits is None:
+    def encode(self, rows: Rows) -> Rows:
+        """Rows [B, K, S, D] in this format; D is padded with zeros to whole groups. Codes are
+        taken to be in it already."""
+        if self.bits is None or isinstance(rows, QuantizedRows):
             return rows
         return kv_quantize(rows, bits=self.bits, group_size=self.group_size, rotate=self.rotate)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import mlx.core as mx
-
 from mlxtx.cache.rows import RowFormat, Rows, Slots, count_rows, slice_rows
 from mlxtx.errors import MlxtxError
 
@@ -88,7 +86,7 @@ class Segment:
         """The first row that a query at ``row`` may look at."""
         return self.origin if self.reach is None else max(self.origin, row - self.reach + 1)
 
-    def append(self, k: mx.array, v: mx.array | None, expected: int = 0) -> list[Part]:
+    def append(self, k: Rows, v: Rows | None, expected: int = 0) -> list[Part]:
         """Appends rows [B, K, T, D] and returns what their queries may see. ``expected``: rows
         the sequence will have, as far as that is known."""
         keys = self.key_format.encode(k)

@@ -11,7 +11,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -34,6 +34,8 @@ from mlxtx.metal_kernels.mlx_attention import fused
 TOLERANCE = {mx.float32: 2e-5, mx.float16: 4e-3, mx.bfloat16: 3e-2}
 TIMED_ROWS = 8192
 REPEATS = 15
+DOES_NOT_RUN = "does not run"
+FEWER_SIMDGROUPS = (4, 2)
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Finding:
     kernel_ms: float | None = None
     other_ms: float | None = None
     other: str = ""  # what it was timed against
+    simdgroups: str = ""  # of a threadgroup, where the device allows fewer than the table says
     bound_ms: float | None = None  # the bytes it must move at the chip's bandwidth
 
     @property
@@ -91,8 +94,21 @@ def examine(*, timed: bool = True) -> Iterator[Finding]:
     yield _examine("kv_quantize", _quantize_cases, None)
     yield _examine("rope", _rope_cases, None)
     yield _examine("rope_quantize", _rope_quantize_cases, None)
-    yield _examine("attention_decode", _decode_cases, _time_decode if timed else None)
+    yield _examine_decode(_time_decode if timed else None)
     yield _examine("attention_prefill", _prefill_cases, _time_prefill if timed else None)
+
+
+def _examine_decode(timing: Callable[[], Times] | None) -> Finding:
+    """attention_decode with as many simdgroups as the device lets a threadgroup have."""
+    finding = _examine("attention_decode", _decode_cases, timing)
+    for count in FEWER_SIMDGROUPS:
+        if not finding.problem.startswith(DOES_NOT_RUN):
+            break
+        with dispatch.trying(simdgroups=count):
+            finding = replace(
+                _examine("attention_decode", _decode_cases, timing), simdgroups=str(count)
+            )
+    return finding if not finding.problem else replace(finding, simdgroups="")
 
 
 def remember(findings: list[Finding]) -> None:
@@ -105,7 +121,11 @@ def remember(findings: list[Finding]) -> None:
     if not isinstance(kept, dict):
         kept = {}
     path.parent.mkdir(parents=True, exist_ok=True)
-    kept[dispatch.machine_key()] = {f.operation: f.choice for f in findings}
+    choices = {f.operation: f.choice for f in findings}
+    for finding in findings:
+        if finding.simdgroups:
+            choices["simdgroups"] = finding.simdgroups
+    kept[dispatch.machine_key()] = choices
     write_json_atomic(path, kept)
     dispatch.remembered.cache_clear()
 
@@ -131,11 +151,11 @@ def _examine(
                     return Finding(operation, count, f"{name}: differs by {error:.2g}")
     except (RuntimeError, ValueError) as error:
         first = str(error).strip().splitlines()
-        return Finding(operation, count, f"does not run: {first[0][:200] if first else error}")
+        return Finding(operation, count, f"{DOES_NOT_RUN}: {first[0][:200] if first else error}")
     if timing is None:
         return Finding(operation, count, "")
     kernel_ms, other_ms, other, bound = timing()
-    return Finding(operation, count, "", kernel_ms, other_ms, other, bound)
+    return Finding(operation, count, "", kernel_ms, other_ms, other, bound_ms=bound)
 
 
 def _attention_cases(queries: tuple[int, ...], launch: Callable[..., mx.array]) -> Iterator[Case]:

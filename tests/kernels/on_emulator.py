@@ -25,11 +25,11 @@ def emulated(
     mode: str = "checked", seed: int = 0, tuning: dict | None = None
 ) -> Iterator[Emulator]:
     """Inside, Metal counts as present and its kernels run on the emulator."""
-    numbers = dispatch.Tuning(**(vars(dispatch.TUNING["default"]) | (tuning or {})))
+    numbers = {"default": dispatch.Tuning(**(vars(dispatch.TUNING["default"]) | (tuning or {})))}
     with (
         Emulator(mode, seed) as emulator,  # type: ignore[arg-type]
         mock.patch.object(dispatch, "on_metal", lambda: True),
-        mock.patch.object(dispatch, "tuning", lambda: numbers),
+        mock.patch.object(dispatch, "TUNING", numbers),
         mock.patch.object(dispatch, "remembered", dict),
     ):
         yield emulator

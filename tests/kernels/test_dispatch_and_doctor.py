@@ -128,8 +128,28 @@ def test_doctor_switches_off_a_kernel_that_disagrees_or_does_not_run(findings_fi
     assert "OFF on this machine" in command.describe(findings["attention_decode"])
 
 
+@needs_emulator
+def test_doctor_takes_fewer_simdgroups_where_the_device_allows_fewer_threads(
+    findings_file, monkeypatch
+):
+    shrink(monkeypatch)
+    right = attention_decode.launch
+
+    def launch(**arguments):
+        if dispatch.tuning().simdgroups > 4:
+            raise RuntimeError("Threadgroup size (256) is greater than the maximum allowed (128)")
+        return right(**arguments)
+
+    monkeypatch.setattr(attention_decode, "launch", launch)
+    with emulated("plain"):
+        findings = [f for f in doctor.examine(timed=False) if f.operation == "attention_decode"]
+    assert findings[0].problem == "" and findings[0].simdgroups == "4"
+    doctor.remember(findings)
+    assert dispatch.tuning().simdgroups == 4
+
+
 def test_a_faster_path_of_mlx_is_chosen():
-    finding = doctor.Finding("attention_decode", 3, "", 2.0, 1.0, "mx.fast", 0.5)
+    finding = doctor.Finding("attention_decode", 3, "", 2.0, 1.0, "mx.fast", bound_ms=0.5)
     assert finding.choice == "fast"
     assert "memory bound 0.50 ms: uses mx.fast" in command.describe(finding)
     assert doctor.Finding("attention_decode", 3, "", 1.0, 2.0, "mx.fast").choice == "kernel"
