@@ -11,7 +11,7 @@ from mlxtx.errors import MlxtxError
 from mlxtx.families.family import Family
 
 # Each module holds FAMILIES, a tuple of Family.
-_MODULES = ("llama", "gemma", "gpt", "alibi", "deepseek", "mixture", "gpt_oss")
+_MODULES = ("llama", "layer_norm", "gemma", "gpt", "alibi", "deepseek", "mixture", "gpt_oss")
 
 
 def families() -> dict[str, Family]:

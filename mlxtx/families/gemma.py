@@ -19,7 +19,7 @@ from mlxtx.families.common import FULL, SLIDING, HubConfig, behind, head_norm
 from mlxtx.families.family import Family
 from mlxtx.families.names import Rule
 from mlxtx.families.reader import ConfigReader
-from mlxtx.families.rules import LAYER, OUTPUT_NORMS, names, outer, stacked, tensor
+from mlxtx.families.rules import LAYER, OUTPUT_NORMS, names, outer, tensor
 from mlxtx.families.transforms import Split
 
 GELU: dict[str, Any] = {
@@ -120,11 +120,7 @@ def _gemma4_shapes(config: HubConfig, types: list[str]) -> list[dict[str, Any]]:
     return shapes
 
 
-GEMMA4_FULL_ROPE = {
-    "rope_type": "proportional",
-    "partial_rotary_factor": 0.25,
-    "rope_theta": 1e6,
-}
+GEMMA4_FULL_ROPE = {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6}
 
 
 def _gemma4_attention(config: HubConfig, types: list[str]) -> list[AttentionConfig]:
@@ -205,7 +201,6 @@ def _gemma4_rules(decoder: DecoderConfig) -> tuple[Rule, ...]:
     if experts is not None:
         width, ours = experts.expert.width, f"{LAYER}.experts.switch_mlp"
         rules += (
-            *stacked("experts.switch_glu", "experts.switch_mlp"),
             tensor("router.scale", "experts.gate.norm.weight"),
             tensor("router.per_expert_scale", "experts.gate.expert_scale"),
             Rule(

@@ -11,7 +11,7 @@ from mlxtx.families.common import FULL, HubConfig, head_norm
 from mlxtx.families.family import Family
 from mlxtx.families.llama import INTERLEAVED
 from mlxtx.families.names import Rule, rename
-from mlxtx.families.rules import LAYER, experts_of, names, shared_expert, stacked
+from mlxtx.families.rules import LAYER, experts_of, names, shared_expert
 from mlxtx.families.transforms import Split, Transform, Transposed, chain
 
 if TYPE_CHECKING:
@@ -77,7 +77,6 @@ def _gpt_oss_rules(packed: bool) -> Callable[[DecoderConfig], tuple[Rule, ...]]:
         turn, ending = (Blocks(), "_blocks") if packed else (Transposed(), "")
         return (
             *names("mlp.router=mlp.gate"),
-            *stacked("mlp.experts"),
             Rule((f"{theirs}.gate_up_proj{ending}",), both("weight"), chain(turn, pairs)),
             Rule((f"{theirs}.down_proj{ending}",), (f"{ours}.down_proj.weight",), turn),
             Rule((f"{theirs}.gate_up_proj_scales",), both("scales"), pairs),
@@ -142,7 +141,6 @@ def _llama4_rules(decoder: DecoderConfig) -> tuple[Rule, ...]:
     width = experts_of(decoder).expert.width
     both = tuple(f"{ours}.{part}_proj.weight" for part in ("gate", "up"))
     return (
-        *stacked("feed_forward.experts"),
         Rule((f"{theirs}.gate_up_proj",), both, chain(Transposed(), Split((width, width)))),
         Rule((f"{theirs}.down_proj",), (f"{ours}.down_proj.weight",), Transposed()),
         *shared_expert("feed_forward.shared_expert"),

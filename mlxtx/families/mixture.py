@@ -10,13 +10,8 @@ from mlxtx.decoder.config import DecoderConfig, ExpertsConfig, RouterConfig
 from mlxtx.errors import MlxtxError
 from mlxtx.families.common import SLIDING, HubConfig, behind, head_norm
 from mlxtx.families.family import Family
-from mlxtx.families.llama import (
-    HUNYUAN_NORMS,
-    INTERLEAVED,
-    granite,
-    hunyuan_attention,
-    qwen_windows,
-)
+from mlxtx.families.llama import HUNYUAN as HUNYUAN_NORMS
+from mlxtx.families.llama import INTERLEAVED, granite, hunyuan_attention, qwen_windows
 from mlxtx.families.names import Rule
 from mlxtx.families.rope import make_rope, rope_parameters
 from mlxtx.families.rules import (
@@ -30,7 +25,6 @@ from mlxtx.families.rules import (
     outer,
     qkv,
     shared_expert,
-    stacked,
     tensor,
 )
 from mlxtx.families.transforms import Reshaped, Transposed, Unflattened, chain
@@ -138,7 +132,6 @@ def granitemoe(config: HubConfig) -> DecoderConfig:
 def _granite_rules(decoder: DecoderConfig) -> tuple[Rule, ...]:
     mixture = experts_of(decoder)
     rules = (
-        *stacked("block_sparse_moe.switch_mlp"),
         *names("block_sparse_moe.router.layer=mlp.gate"),
         *names("block_sparse_moe.output_linear=mlp.switch_mlp.down_proj"),
         gate_up("block_sparse_moe.input_linear", mixture.expert.width, "mlp.switch_mlp"),
@@ -334,7 +327,6 @@ AFMOE = (
         " post_mlp_layernorm=feed_forward_output_layernorm"
     ),
     tensor("mlp.expert_bias", CORRECTION),
-    *stacked("mlp.experts"),
     *experts(),
 )
 

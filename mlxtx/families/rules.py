@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from mlxtx.decoder.config import AttentionConfig, DecoderConfig, ExpertsConfig, FeedForwardConfig
-from mlxtx.families.names import Layout, Rule, rename
+from mlxtx.families.names import Rule, rename
 from mlxtx.families.transforms import Same, Split, Stacked, Transform
 
 LAYER = "model.layers.{i}"
 
 
-def names(pairs: str, theirs: str = LAYER, layout: Layout | None = None) -> tuple[Rule, ...]:
+def names(pairs: str, theirs: str = LAYER) -> tuple[Rule, ...]:
     """Modules of a layer under other names: ``a=b`` ties ``theirs.a`` to our ``b``, ``a`` alone
     to our ``a``; pairs are separated by spaces."""
     split = [(pair.split("=")[0], pair.split("=")[-1]) for pair in pairs.split()]
-    return tuple(rename(f"{theirs}.{a}", f"{LAYER}.{b}", layout) for a, b in split)
+    return tuple(rename(f"{theirs}.{a}", f"{LAYER}.{b}") for a, b in split)
 
 
 def outer(pairs: str) -> tuple[Rule, ...]:
@@ -45,8 +45,7 @@ def gate_up(theirs: str, width: int, ours: str = "mlp") -> Rule:
 
 def experts(theirs: str = "mlp.experts", parts: str = "gate_proj up_proj down_proj") -> tuple:
     """One module an expert, ``theirs.{e}``, with these names for gate, up and down."""
-    parent = theirs.removesuffix(".experts")
-    return stacked(f"{parent}.switch_mlp") + tuple(
+    return tuple(
         Rule(
             (f"{LAYER}.{theirs}.{{e}}.{part}",),
             (f"{LAYER}.mlp.switch_mlp.{our}_proj",),
@@ -55,13 +54,6 @@ def experts(theirs: str = "mlp.experts", parts: str = "gate_proj up_proj down_pr
         )
         for our, part in zip(("gate", "up", "down"), parts.split(), strict=True)
     )
-
-
-def stacked(theirs: str, ours: str = "mlp.switch_mlp") -> tuple[Rule, ...]:
-    """The stacked experts of MLX checkpoints, where they are not called as ours."""
-    parts = ("gate_proj", "up_proj", "down_proj")
-    pairs = " ".join(f"{theirs}.{part}={ours}.{part}" for part in parts)
-    return () if theirs == ours else names(pairs, layout="mlx")
 
 
 def shared_expert(theirs: str) -> tuple[Rule, ...]:
