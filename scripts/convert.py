@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if repo:
         from mlxtx.checkpoint.upload import upload
 
-        print(upload(result.folder, repo, private=private))
+        print(upload(result.folder, repo, private=private, show_progress=screen.live))
     return 0
 
 

@@ -70,16 +70,8 @@ def resolve(
 
 def _download(repo: str, revision: str | None, on_event: OnEvent | None) -> str:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
 
-    was_silent = are_progress_bars_disabled()
-    if not was_silent:
-        disable_progress_bars()  # the caller renders events
-    try:
+    with quiet_bars():
         return snapshot_download(
             repo,
             revision=revision,
@@ -87,9 +79,21 @@ def _download(repo: str, revision: str | None, on_event: OnEvent | None) -> str:
             ignore_patterns=list(UNWANTED_FILES),
             tqdm_class=_reporting_bar(on_event),
         )
+
+
+@contextlib.contextmanager
+def quiet_bars() -> Iterator[None]:
+    """Without huggingface-hub's own progress bars: the caller renders events, or nothing."""
+    from huggingface_hub import utils
+
+    was_quiet = utils.are_progress_bars_disabled()
+    if not was_quiet:
+        utils.disable_progress_bars()
+    try:
+        yield
     finally:
-        if not was_silent:
-            enable_progress_bars()
+        if not was_quiet:
+            utils.enable_progress_bars()
 
 
 def _reporting_bar(on_event: OnEvent | None) -> type[Any]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
-from mlxtx.checkpoint.hub import explained
+from mlxtx.checkpoint.hub import explained, quiet_bars
 from mlxtx.errors import MlxtxError
 
 
-def upload(folder: str | Path, repo: str, *, private: bool = False) -> str:
+def upload(
+    folder: str | Path, repo: str, *, private: bool = False, show_progress: bool = False
+) -> str:
     """Make the repository ``repo`` (owner/name) if need be and put ``folder`` into it; returns its
-    address. Needs `hf auth login` or HF_TOKEN. Raises MlxtxError that says what to do."""
+    address. show_progress: let huggingface-hub draw its bars on stderr. Needs `hf auth login` or HF_TOKEN. Raises MlxtxError that says what to do."""
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise MlxtxError(f"{folder} is no model's folder, so it is not uploaded")
@@ -19,7 +22,7 @@ def upload(folder: str | Path, repo: str, *, private: bool = False) -> str:
     if not get_token():
         raise MlxtxError("uploading needs an account: run `hf auth login`, or set HF_TOKEN")
     api = HfApi()
-    with explained(repo, None):
+    with explained(repo, None), nullcontext() if show_progress else quiet_bars():
         api.create_repo(repo, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo, folder_path=str(folder), commit_message="Add the model")
     return f"{api.endpoint}/{repo}"

@@ -14,6 +14,16 @@ from mlxtx.errors import MlxtxError
 from tests.checkpoint.builders import write_llama
 from tests.checkpoint.hub_server import Hub
 
+UPLOAD = """
+import sys
+from mlxtx.checkpoint.upload import upload
+from mlxtx.errors import MlxtxError
+try:
+    print("RESULT", upload(sys.argv[1], sys.argv[2]))
+except MlxtxError as error:
+    print("ERROR", error)
+"""
+
 SCRIPT = """
 import json, sys
 from mlxtx.checkpoint.hub import resolve
@@ -30,22 +40,28 @@ for arguments in json.loads(sys.argv[1]):
 """
 
 
-def ask(home, endpoint, *calls, **environment):
-    """``resolve`` of each call in a fresh process that has only ``home`` and ``endpoint``."""
+def python(home, endpoint, script, *arguments, **environment):
+    """A fresh process that knows no Hub but ``endpoint`` and no cache but ``home``."""
     variables = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
     variables |= {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1"}
     variables |= {"HF_HUB_DISABLE_TELEMETRY": "1", **environment}
     run = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(calls)],
+        [sys.executable, "-c", script, *arguments],
         capture_output=True,
         text=True,
         env=variables,
         timeout=120,
     )
     assert run.returncode == 0, run.stderr
-    lines = run.stdout.splitlines()
+    return run.stdout, run.stderr
+
+
+def ask(home, endpoint, *calls, **environment):
+    """What ``resolve`` says to each call."""
+    out, noise = python(home, endpoint, SCRIPT, json.dumps(calls), **environment)
+    lines = out.splitlines()
     assert all(line.startswith("RESULT ") for line in lines), "the library printed something"
-    return [json.loads(line.removeprefix("RESULT ")) for line in lines], run.stderr
+    return [json.loads(line.removeprefix("RESULT ")) for line in lines], noise
 
 
 @pytest.fixture
@@ -121,3 +137,23 @@ def test_what_can_only_be_a_path_asks_no_hub(name):
 
 def test_a_folder_is_itself(tmp_path):
     assert resolve(tmp_path) == tmp_path
+
+
+def test_upload_sends_every_file(tmp_path):
+    folder = tmp_path / "model"
+    write_llama(folder, dtype="BF16")
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    hub = Hub({})
+    with hub.serving():
+        out, _ = python(
+            tmp_path / "home", hub.url, UPLOAD, str(folder), "owner/mine", HF_TOKEN="hf_test"
+        )
+        assert f"RESULT {hub.url}/owner/mine" in out
+        no_account, _ = python(tmp_path / "home", hub.url, UPLOAD, str(folder), "owner/mine")
+        stranger, _ = python(
+            tmp_path / "home", hub.url, UPLOAD, str(tmp_path), "owner/mine", HF_TOKEN="hf_test"
+        )
+    sent = hub.uploads["owner/mine"]
+    assert sent == {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert "hf auth login" in no_account
+    assert "is no model's folder" in stranger
