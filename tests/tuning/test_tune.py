@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import re
+import subprocess
+import sys
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from mlxtx.scripts import lora
@@ -14,7 +19,7 @@ import mlxtx
 from mlxtx.errors import MlxtxError
 from mlxtx.events import Progress
 from mlxtx.tiny_model import write_tiny_model
-from mlxtx.tuning import preview
+from mlxtx.tuning import Adapters, preview
 from mlxtx.tuning.lora import LowRank
 from mlxtx.tuning.memory import plan_memory
 from mlxtx.tuning.objective import NextToken, loss_and_gradients
@@ -22,6 +27,7 @@ from mlxtx.tuning.packing import make_batch
 from mlxtx.tuning.samples import sample
 from mlxtx.tuning.scratch import initial_model
 from mlxtx.tuning.targets import add_adapters, choose
+from mlxtx.tuning.trees import named
 from tests.tuning.tiny import block, decoder
 
 RECORDS = [
@@ -193,3 +199,96 @@ def test_the_memory_plan_is_near_what_a_step_takes(checkpoint):
     loss_and_gradients(net, batch, objective)
     taken = mx.get_peak_memory() - before + plan.weights
     assert 0.9 * taken < plan.total < 2 * taken, (plan, taken)
+
+
+def test_whole_weights_are_trained_beside_an_adapter_and_come_back(folder, tmp_path):
+    model = mlxtx.load(folder / "model")
+    head = np.array(model.model.lm_head.weight)
+    mlxtx.tune(
+        model, folder, tmp_path, targets="q_proj", whole=["lm_head"], iters=4, learning_rate=1e-2
+    )
+    assert np.abs(np.array(model.model.lm_head.weight) - head).max() > 1e-3
+    wanted = np.array(model.model(tokens(model)))
+    fresh = mlxtx.load(folder / "model")
+    adapters = Adapters(fresh.model, fresh.config)
+    name = adapters.load(tmp_path)
+    adapters.use(name)
+    np.testing.assert_allclose(np.array(fresh.model(tokens(fresh))), wanted, atol=1e-5)
+    adapters.use(None)
+    assert np.array_equal(np.array(fresh.model.lm_head.weight), head)
+
+
+def test_packed_weights_are_not_trained_as_they_are(folder, tmp_path):
+    model = mlxtx.load(folder / "model")
+    nn.quantize(model.model, group_size=32, bits=4)
+    with pytest.raises(MlxtxError, match="is packed in 4 bits and can't be trained as it is"):
+        mlxtx.tune(model, folder, tmp_path, method="full")
+    result = mlxtx.tune(model, folder, tmp_path, method="qlora", iters=4, learning_rate=1e-2)
+    assert result.loss < 9
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_bfloat16_weights_learn_by_steps_smaller_than_their_rounding(folder, tmp_path, method):
+    """A step of 1e-4 on weights near 1 is lost in bfloat16 (whose steps there are 2^-8), but not in
+    the optimizer's float32 copies."""
+    losses = {}
+    for master in (True, False):
+        model = mlxtx.load(folder / "model", dtype="bfloat16")
+        seen = []
+        mlxtx.tune(
+            model,
+            folder,
+            tmp_path / str(master),
+            method=method,
+            adapter_dtype="bfloat16",
+            master=master,
+            optimizer="sgd",
+            schedule="constant",
+            iters=12,
+            learning_rate=1e-3 if method == "full" else 1e-2,
+            report_every=12,
+            validate_every=12,
+            on_event=seen.append,
+        )
+        losses[master] = next(e.details["loss"] for e in seen if e.stage == "validate")
+        kinds = {a.dtype for a in named(model.model.trainable_parameters()).values()}
+        assert kinds == {mx.bfloat16}
+    assert losses[True] <= losses[False]
+
+
+def test_a_killed_process_resumes_to_the_bit(folder, tmp_path):
+    """SIGKILL at random moments; whatever state was on disk last, the end is the same.
+
+    With MLX's own BLAS: under a preloaded OpenBLAS even runs that were never stopped end in one
+    of two ways, from process to process.
+    """
+    command = [sys.executable, "-m", "mlxtx", "lora", "--model", str(folder / "model")]
+    command += ["--data", str(folder), "--iters", "30", "--save-every", "1", "--dropout", "0.1"]
+    command += ["--report-every", "1", "--learning-rate", "1e-2", "--out"]
+    environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
+    run = {"capture_output": True, "text": True, "check": True, "env": environment}
+    whole = subprocess.run([*command, str(tmp_path / "whole")], **run)
+    chance, kills = random.Random(7), 0
+    out = tmp_path / "killed"
+    for _ in range(2):
+        resume = ["--resume"] if (out / "state").exists() else []
+        with subprocess.Popen(
+            [*command, str(out), *resume],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+        ) as process:
+            for _ in range(chance.randrange(3, 10)):  # so many reports, then no warning
+                process.stdout.readline()
+            process.kill()
+        kills += process.returncode == -9
+    assert kills == 2
+    rest = subprocess.run([*command, str(out), "--resume"], **run)
+
+    def losses(text):
+        return re.findall(r"step +(\d+) of 30 +loss ([\d.]+)", text)
+
+    assert 0 < len(losses(rest.stdout)) < 30
+    assert losses(rest.stdout) == losses(whole.stdout)[-len(losses(rest.stdout)) :]
+    files = [tmp_path / name / "adapters.safetensors" for name in ("whole", "killed")]
+    assert files[0].read_bytes() == files[1].read_bytes()
