@@ -185,7 +185,7 @@ def loss_and_gradients(
     # then is the backward graph evaluated. So the head may evaluate chunk by chunk.
     double = any(w.dtype == mx.float64 for w in trained.values())
     dtype = mx.float64 if double else mx.float32
-    cotangents = [mx.zeros((*batch.tokens.shape, width), dtype) for _ in terms]
+    cotangents = [_writable_zeros((*batch.tokens.shape, width), dtype) for _ in terms]
     mx.eval(cotangents)
     try:
         outputs, gradients = mx.vjp(
@@ -197,7 +197,8 @@ def loss_and_gradients(
     loss = StepLoss(0.0, 0)
     head_gradients: dict[str, mx.array] = {}
     for n, (term, state, cotangent) in enumerate(zip(terms, outputs, cotangents, strict=False)):
-        buffer = np.array(cotangent, copy=False).reshape(-1, width)
+        buffer = np.array(cotangent, copy=False)
+        buffer.shape = (-1, width)  # unlike reshape this never copies
         scale = term.weight / max(counts[n], 1)
         part = head_loss(model, state, term.targets, term.scored, scale=scale, gradient=buffer)
         if n == 0:
@@ -215,6 +216,12 @@ def loss_and_gradients(
         result[name] = result[name] + value if name in result else value
     mx.eval(result)
     return loss, {name: result[name] for name in trained}
+
+
+def _writable_zeros(shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
+    """Zeros with a buffer of their own, row after row."""
+    kind = np.float64 if dtype == mx.float64 else np.float32
+    return mx.array(np.zeros(shape, kind), dtype=dtype)
 
 
 def evaluate_batch(model: Any, batch: Batch, count_correct: bool = False):
