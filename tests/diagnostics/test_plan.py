@@ -98,6 +98,29 @@ def test_figures_are_what_is_measured(shape, context, chunk, kv):
     assert abs(planned.cache + transient - peak) < 0.25 * peak
 
 
+@pytest.mark.parametrize("unpacked_below", [0, 1 << 30])
+def test_packed_weights_are_planned_as_they_are_used(unpacked_below, tmp_path, monkeypatch):
+    """On a CPU a large packed model is unpacked a weight at a time, a small one at load."""
+    from mlxtx.checkpoint import loading
+    from mlxtx.checkpoint.convert import convert
+
+    convert(folder_of("wide inside"), tmp_path / "packed", bits=4, verify=False)
+    monkeypatch.setattr(loading, "SMALL_MODEL_BYTES", unpacked_below)
+    facts = read_facts(tmp_path / "packed")
+    model, _ = load_model(tmp_path / "packed")
+    assert facts.weights == weights_of(model)
+    assert (facts.unpacked > 0) == (unpacked_below == 0)
+    planned = plan_memory(tmp_path / "packed", context=512)
+    transient = prefill_bytes(
+        facts.config, 512, context=512, itemsize=4, unpacked=facts.unpacked, gpu=False
+    )
+    peak = statistics.median(measured_pass(model, 512, 512, "plain")[1] for _ in range(3))
+    whole = planned.weights + peak
+    assert abs(planned.weights + planned.cache + transient - whole) < 0.1 * whole
+    cast, _ = load_model(tmp_path / "packed", "bfloat16")
+    assert read_facts(tmp_path / "packed", dtype="bfloat16").weights == weights_of(cast)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("kv", ["plain", "k8v4g32", "k4v3g64rf3n5", "w9s2", "k6v5g32f2w20s1"])
 @pytest.mark.parametrize("tokens", [3, 40, 300])
