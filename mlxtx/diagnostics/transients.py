@@ -17,7 +17,7 @@ STREAM, INNER = 7.4, 2.15  # the feed-forward phase: [N, D] and [N, F]
 QUERIES, ROWS = 4.07, 2.0  # the attention phase: [N, H d] and [N, K d] in float32
 SLICES = 8.2  # of scores: SCORES_AT_A_TIME numbers in float32
 OVERLAP = 0.1  # of the smaller phase, which is not over when the other begins
-UNPACKED = 3.0  # packed weights that are unpacked at once
+UNPACKED = 2.0  # packed weights that are unpacked at once
 
 
 @dataclass(frozen=True)
