@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Unpack
 
 import mlx.core as mx
 
 from . import attention_launch, dispatch
 from .attention_launch import MAX_DIM
-from .attention_reference import Rows, attention_reference
+from .attention_reference import AttentionOptions, Rows, attention_reference
 from .kv_quantize import rotate_rows
-from .mlx_attention import fusable, fused
 from .source import integers, metal_kernel
 
 MAX_QUERIES = 8
@@ -29,48 +28,12 @@ def supports(q: mx.array, keys: Rows, values: Rows | None, value_dim: int | None
 
 
 def attention_decode(
-    q: mx.array,
-    keys: Rows,
-    values: Rows | None,
-    *,
-    lengths: mx.array | Sequence[int],
-    scale: float,
-    window: int | None = None,
-    sinks: mx.array | None = None,
-    softcap: float | None = None,
-    slopes: mx.array | None = None,
-    mask: mx.array | None = None,
-    starts: mx.array | Sequence[int] | None = None,
-    value_dim: int | None = None,
-    longest: int | None = None,
+    q: mx.array, keys: Rows, values: Rows | None, **options: Unpack[AttentionOptions]
 ) -> mx.array:
     """[B, H, T, Dv] for one to eight query rows; arguments as in ``attention_reference``."""
-    way = dispatch.choose(
-        "attention_decode",
-        supported=supports(q, keys, values, value_dim),
-        fused_by_mlx=fusable(
-            q, keys, values, lengths=lengths, window=window, softcap=softcap, slopes=slopes,
-            mask=mask, starts=starts,
-        ),
-    )  # fmt: skip
-    if way == "fast":
-        assert values is not None and not isinstance(lengths, mx.array)
-        return fused(q, keys, values, lengths=lengths, scale=scale, window=window, sinks=sinks)
-    function = launch if way == "kernel" else attention_reference
-    return function(
-        q,
-        keys,
-        values,
-        lengths=lengths,
-        scale=scale,
-        window=window,
-        sinks=sinks,
-        softcap=softcap,
-        slopes=slopes,
-        mask=mask,
-        starts=starts,
-        value_dim=value_dim,
-        longest=longest,
+    supported = supports(q, keys, values, options.get("value_dim"))
+    return attention_launch.dispatched(
+        "attention_decode", launch, supported, q, keys, values, options
     )
 
 
@@ -78,33 +41,17 @@ attention_decode_reference = attention_reference
 
 
 def launch(
-    q: mx.array,
-    keys: Rows,
-    values: Rows | None,
-    *,
-    lengths: mx.array | Sequence[int],
-    scale: float,
-    window: int | None = None,
-    sinks: mx.array | None = None,
-    softcap: float | None = None,
-    slopes: mx.array | None = None,
-    mask: mx.array | None = None,
-    starts: mx.array | Sequence[int] | None = None,
-    value_dim: int | None = None,
-    longest: int | None = None,
+    q: mx.array, keys: Rows, values: Rows | None, **options: Unpack[AttentionOptions]
 ) -> mx.array:
     """The kernel, whatever the table says; one launch, or two when the length is split."""
     batch, heads, queries, dim = q.shape
     kv_heads, capacity = keys.shape[1], keys.shape[2]
-    dim_out = attention_launch.width_of(values, value_dim)
+    dim_out = attention_launch.width_of(values, options.get("value_dim"))
     rows = query_tile(heads // kv_heads * queries, max(dim, dim_out))
     tiles = -(-(heads // kv_heads * queries) // rows)
-    prepared = attention_launch.prepare(
-        q, keys, values, tiles=tiles, lengths=lengths, scale=scale, window=window, sinks=sinks,
-        softcap=softcap, slopes=slopes, mask=mask, starts=starts, value_dim=value_dim,
-    )  # fmt: skip
-    visible = attention_launch.longest_row(lengths, capacity, longest)
-    if window:
+    prepared = attention_launch.prepare(q, keys, values, tiles, options)
+    visible = attention_launch.longest_row(options, capacity)
+    if window := options.get("window"):
         visible = min(visible, window + queries - 1)
     blocks = block_count(visible, batch * kv_heads * tiles)
     simdgroups = simdgroup_count(dim_out)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from .attention_reference import Rows
+from . import dispatch
+from .attention_reference import AttentionOptions, Rows, attention_reference
 from .kv_quantize import KERNEL_TYPES, QuantizedRows, rotate_rows, turned_block
+from .mlx_attention import fusable, fused
 from .source import integers, numbers, unused
 
 MAX_DIM = 576
@@ -54,23 +56,30 @@ def supports(
     )
 
 
-def prepare(
+def dispatched(
+    operation: str,
+    launch: Callable[..., mx.array],
+    supported: bool,
     q: mx.array,
     keys: Rows,
     values: Rows | None,
-    *,
-    tiles: int,
-    lengths: mx.array | Sequence[int],
-    scale: float,
-    window: int | None,
-    sinks: mx.array | None,
-    softcap: float | None,
-    slopes: mx.array | None,
-    mask: mx.array | None,
-    starts: mx.array | Sequence[int] | None,
-    value_dim: int | None,
+    options: AttentionOptions,
+) -> mx.array:
+    """Attention by the way the table gives: ``launch``, MLX's fused kernel or the reference."""
+    fast = fusable(q, keys, values, options)
+    way = dispatch.choose(operation, supported=supported, fused_by_mlx=fast)
+    if way == "fast":
+        return fused(q, keys, values, options)
+    return (launch if way == "kernel" else attention_reference)(q, keys, values, **options)
+
+
+def prepare(
+    q: mx.array, keys: Rows, values: Rows | None, tiles: int, options: AttentionOptions
 ) -> Prepared:
     """Inputs in the order of ``INPUTS`` and the template parameters of the cache."""
+    window, softcap = options.get("window"), options.get("softcap")
+    sinks, slopes, mask = options.get("sinks"), options.get("slopes"), options.get("mask")
+    starts, value_dim = options.get("starts"), options.get("value_dim")
     batch, heads, queries, dim = q.shape
     dtype, dim_out = q.dtype, width_of(values, value_dim)
     block = turned_block(keys, values, dim_out)
@@ -95,13 +104,13 @@ def prepare(
         q,
         *key_side.arrays,
         *value_side.arrays,
-        per_sequence(lengths, batch),
+        per_sequence(options["lengths"], batch),
         per_sequence(0 if starts is None else starts, batch),
         sinks,
         unused(mx.float32) if slopes is None else slopes,
         unused(mx.bool_) if mask is None else mask,
         integers(*sizes, *repeats, tiles),
-        numbers(scale, softcap or 0.0),
+        numbers(options["scale"], softcap or 0.0),
     ]
     template = [
         ("T", dtype),
@@ -153,10 +162,9 @@ def four_axes(mask: mx.array) -> mx.array:
     return mask.reshape((1,) * (4 - mask.ndim) + tuple(mask.shape))
 
 
-def longest_row(
-    lengths: mx.array | Sequence[int], capacity: int, longest: int | None = None
-) -> int:
+def longest_row(options: AttentionOptions, capacity: int) -> int:
     """An upper bound of the lengths that needs no evaluation."""
+    lengths, longest = options["lengths"], options.get("longest")
     if longest is None:
         longest = capacity if isinstance(lengths, mx.array) else max(lengths)
     return min(longest, capacity)

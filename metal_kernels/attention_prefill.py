@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Unpack
 
 import mlx.core as mx
 
 from . import attention_launch, dispatch
-from .attention_reference import Rows, attention_reference
+from .attention_reference import AttentionOptions, Rows, attention_reference
 from .kv_quantize import rotate_rows
-from .mlx_attention import fusable, fused
 from .source import metal_kernel
 
 SIMDGROUPS = 4
@@ -28,48 +27,12 @@ def supports(q: mx.array, keys: Rows, values: Rows | None, value_dim: int | None
 
 
 def attention_prefill(
-    q: mx.array,
-    keys: Rows,
-    values: Rows | None,
-    *,
-    lengths: mx.array | Sequence[int],
-    scale: float,
-    window: int | None = None,
-    sinks: mx.array | None = None,
-    softcap: float | None = None,
-    slopes: mx.array | None = None,
-    mask: mx.array | None = None,
-    starts: mx.array | Sequence[int] | None = None,
-    value_dim: int | None = None,
-    longest: int | None = None,
+    q: mx.array, keys: Rows, values: Rows | None, **options: Unpack[AttentionOptions]
 ) -> mx.array:
     """[B, H, T, Dv] for any number of query rows; arguments as in ``attention_reference``."""
-    way = dispatch.choose(
-        "attention_prefill",
-        supported=supports(q, keys, values, value_dim),
-        fused_by_mlx=fusable(
-            q, keys, values, lengths=lengths, window=window, softcap=softcap, slopes=slopes,
-            mask=mask, starts=starts,
-        ),
-    )  # fmt: skip
-    if way == "fast":
-        assert values is not None and not isinstance(lengths, mx.array)
-        return fused(q, keys, values, lengths=lengths, scale=scale, window=window, sinks=sinks)
-    function = launch if way == "kernel" else attention_reference
-    return function(
-        q,
-        keys,
-        values,
-        lengths=lengths,
-        scale=scale,
-        window=window,
-        sinks=sinks,
-        softcap=softcap,
-        slopes=slopes,
-        mask=mask,
-        starts=starts,
-        value_dim=value_dim,
-        longest=longest,
+    supported = supports(q, keys, values, options.get("value_dim"))
+    return attention_launch.dispatched(
+        "attention_prefill", launch, supported, q, keys, values, options
     )
 
 
@@ -77,32 +40,16 @@ attention_prefill_reference = attention_reference
 
 
 def launch(
-    q: mx.array,
-    keys: Rows,
-    values: Rows | None,
-    *,
-    lengths: mx.array | Sequence[int],
-    scale: float,
-    window: int | None = None,
-    sinks: mx.array | None = None,
-    softcap: float | None = None,
-    slopes: mx.array | None = None,
-    mask: mx.array | None = None,
-    starts: mx.array | Sequence[int] | None = None,
-    value_dim: int | None = None,
-    longest: int | None = None,  # only the reference needs it
+    q: mx.array, keys: Rows, values: Rows | None, **options: Unpack[AttentionOptions]
 ) -> mx.array:
     """The kernel, whatever the table says."""
     batch, heads, queries, dim = q.shape
     kv_heads = keys.shape[1]
-    dim_out = attention_launch.width_of(values, value_dim)
+    dim_out = attention_launch.width_of(values, options.get("value_dim"))
     query_size = 4 if getattr(keys, "rotated", False) else q.itemsize
     row_groups, cache_rows, shared = tile_shape(dim, dim_out, query_size, q.itemsize)
     tiles = -(-(heads // kv_heads * queries) // (8 * row_groups))
-    prepared = attention_launch.prepare(
-        q, keys, values, tiles=tiles, lengths=lengths, scale=scale, window=window, sinks=sinks,
-        softcap=softcap, slopes=slopes, mask=mask, starts=starts, value_dim=value_dim,
-    )  # fmt: skip
+    prepared = attention_launch.prepare(q, keys, values, tiles, options)
     kernel = metal_kernel(
         "attention_prefill",
         attention_launch.INPUTS,

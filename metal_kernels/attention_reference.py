@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Required, TypedDict
 
 import mlx.core as mx
 
@@ -13,6 +14,21 @@ Rows = mx.array | QuantizedRows
 # Scores held at a time (elements) and cache rows taken at a time: bounds the memory of the loop.
 SCORES_AT_A_TIME = 1 << 22
 ROWS_AT_A_TIME = 2048
+
+
+class AttentionOptions(TypedDict, total=False):
+    """The keyword arguments of attention; ``attention_reference`` says what each one means."""
+
+    lengths: Required[mx.array | Sequence[int]]
+    scale: Required[float]
+    window: int | None
+    sinks: mx.array | None
+    softcap: float | None
+    slopes: mx.array | None
+    mask: mx.array | None
+    starts: mx.array | Sequence[int] | None
+    value_dim: int | None
+    longest: int | None
 
 
 def attention_reference(

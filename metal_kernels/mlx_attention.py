@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import mlx.core as mx
 
-from .attention_reference import Rows
+from .attention_reference import AttentionOptions, Rows
 from .kv_quantize import QuantizedRows, kv_dequantize
 
 # What MLX 0.32 fuses: scaled_dot_product_attention.cpp, supports_sdpa_vector and _full.
@@ -17,21 +15,12 @@ VECTOR_QUERIES = 8
 DEQUANTIZED_BYTES = 64 << 20
 
 
-def fusable(
-    q: mx.array,
-    keys: Rows,
-    values: Rows | None,
-    *,
-    lengths: mx.array | Sequence[int],
-    window: int | None,
-    softcap: float | None,
-    slopes: mx.array | None,
-    mask: mx.array | None,
-    starts: mx.array | Sequence[int] | None,
-) -> bool:
+def fusable(q: mx.array, keys: Rows, values: Rows | None, options: AttentionOptions) -> bool:
     """Whether ``mx.fast`` does this in one fused launch, all sequences being of one length."""
-    if values is None or softcap or slopes is not None or mask is not None or starts is not None:
+    alone = ("softcap", "slopes", "mask", "starts")
+    if values is None or any(options.get(name) is not None for name in alone):
         return False
+    lengths, window = options["lengths"], options.get("window")
     if isinstance(lengths, mx.array) or min(lengths) != max(lengths):
         return False
     queries, dim = q.shape[2], q.shape[3]
@@ -44,25 +33,18 @@ def fusable(
     return dim in FULL_DIMS and (not quantized or size <= DEQUANTIZED_BYTES)
 
 
-def fused(
-    q: mx.array,
-    keys: Rows,
-    values: Rows,
-    *,
-    lengths: Sequence[int],
-    scale: float,
-    window: int | None = None,
-    sinks: mx.array | None = None,
-) -> mx.array:
+def fused(q: mx.array, keys: Rows, values: Rows | None, options: AttentionOptions) -> mx.array:
     """``mx.fast.scaled_dot_product_attention`` over the filled rows: views of a plain cache, a
     dequantized copy of a quantized one."""
+    lengths, window, sinks = options["lengths"], options.get("window"), options.get("sinks")
+    assert values is not None and not isinstance(lengths, mx.array), "not fusable"
     stop = max(lengths)
     start = max(0, stop - window) if window else 0
     return mx.fast.scaled_dot_product_attention(
         q,
         _plain(keys, start, stop),
         _plain(values, start, stop),
-        scale=scale,
+        scale=options["scale"],
         mask="causal" if q.shape[2] > 1 else None,
         sinks=sinks if sinks is None else sinks.astype(q.dtype),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Required, TypedDict, Unpack
 
 import mlx.core as mx
 
@@ -30,18 +30,19 @@ class HeadNorm(NamedTuple):
 Norm = HeadNorm | tuple[mx.array | None, float, float]
 
 
-def rope(
-    q: mx.array,
-    k: mx.array,
-    *,
-    inverse_frequencies: mx.array,
-    offsets: mx.array,
-    interleaved: bool = False,
-    rotated_dims: int | None = None,
-    amplitude: float = 1.0,
-    q_norm: Norm | None = None,
-    k_norm: Norm | None = None,
-) -> tuple[mx.array, mx.array]:
+class RopeOptions(TypedDict, total=False):
+    """The keyword arguments of a rotation; ``rope`` says what each one means."""
+
+    inverse_frequencies: Required[mx.array]
+    offsets: Required[mx.array]
+    interleaved: bool
+    rotated_dims: int | None
+    amplitude: float
+    q_norm: Norm | None
+    k_norm: Norm | None
+
+
+def rope(q: mx.array, k: mx.array, **options: Unpack[RopeOptions]) -> tuple[mx.array, mx.array]:
     """Normalise (if asked) and rotate q [B, H, T, D] and k [B, K, T, D]; any strides.
 
     inverse_frequencies: [rotated_dims / 2] float32; angle = position * inverse_frequencies.
@@ -54,20 +55,9 @@ def rope(
     Computed in float32 (float64 for float64), rounded once. Source: Su et al. 2021,
     arXiv:2104.09864.
     """
-    check_rope(q, inverse_frequencies, offsets, rotated_dims)
+    check_rope(q, options)
     way = dispatch.choose("rope", supported=supports(q, k))
-    function = launch if way == "kernel" else rope_reference
-    return function(
-        q,
-        k,
-        inverse_frequencies=inverse_frequencies,
-        offsets=offsets,
-        interleaved=interleaved,
-        rotated_dims=rotated_dims,
-        amplitude=amplitude,
-        q_norm=q_norm,
-        k_norm=k_norm,
-    )
+    return (launch if way == "kernel" else rope_reference)(q, k, **options)
 
 
 def rope_reference(
@@ -114,17 +104,11 @@ def rope_quantize(
     k: mx.array,
     v: mx.array,
     *,
-    inverse_frequencies: mx.array,
-    offsets: mx.array,
     key_bits: int,
     value_bits: int,
     group_size: int,
     rotate: bool = False,
-    interleaved: bool = False,
-    rotated_dims: int | None = None,
-    amplitude: float = 1.0,
-    q_norm: Norm | None = None,
-    k_norm: Norm | None = None,
+    **options: Unpack[RopeOptions],
 ) -> tuple[mx.array, QuantizedRows, QuantizedRows]:
     """``rope`` and, in the same launch, the codes of the new rows for the cache.
 
@@ -132,26 +116,19 @@ def rope_quantize(
     k is rounded to its dtype before it is quantized, so that both forms give the same codes.
     ``rotate``: see ``kv_quantize``; the queries are not turned (attention does that).
     """
-    check_rope(q, inverse_frequencies, offsets, rotated_dims)
+    check_rope(q, options)
     check_format(key_bits, group_size)
     check_format(value_bits, group_size)
     way = dispatch.choose("rope_quantize", supported=supports(q, k, v))
-    function = launch_quantize if way == "kernel" else rope_quantize_reference
-    return function(
+    return (launch_quantize if way == "kernel" else rope_quantize_reference)(
         q,
         k,
         v,
-        inverse_frequencies=inverse_frequencies,
-        offsets=offsets,
         key_bits=key_bits,
         value_bits=value_bits,
         group_size=group_size,
         rotate=rotate,
-        interleaved=interleaved,
-        rotated_dims=rotated_dims,
-        amplitude=amplitude,
-        q_norm=q_norm,
-        k_norm=k_norm,
+        **options,
     )
 
 
@@ -160,30 +137,14 @@ def rope_quantize_reference(
     k: mx.array,
     v: mx.array,
     *,
-    inverse_frequencies: mx.array,
-    offsets: mx.array,
     key_bits: int,
     value_bits: int,
     group_size: int,
     rotate: bool = False,
-    interleaved: bool = False,
-    rotated_dims: int | None = None,
-    amplitude: float = 1.0,
-    q_norm: Norm | None = None,
-    k_norm: Norm | None = None,
+    **options: Unpack[RopeOptions],
 ) -> tuple[mx.array, QuantizedRows, QuantizedRows]:
     """``rope_quantize`` in plain mx operations."""
-    q, k = rope_reference(
-        q,
-        k,
-        inverse_frequencies=inverse_frequencies,
-        offsets=offsets,
-        interleaved=interleaved,
-        rotated_dims=rotated_dims,
-        amplitude=amplitude,
-        q_norm=q_norm,
-        k_norm=k_norm,
-    )
+    q, k = rope_reference(q, k, **options)
     return (
         q,
         kv_quantize_reference(k, bits=key_bits, group_size=group_size, rotate=rotate),
@@ -191,11 +152,10 @@ def rope_quantize_reference(
     )
 
 
-def check_rope(
-    q: mx.array, inverse_frequencies: mx.array, offsets: mx.array, rotated_dims: int | None
-) -> None:
+def check_rope(q: mx.array, options: RopeOptions) -> None:
     """Raise for a frequency table or positions that do not fit the queries."""
-    dims = rotated_dims or q.shape[-1]
+    inverse_frequencies, offsets = options["inverse_frequencies"], options["offsets"]
+    dims = options.get("rotated_dims") or q.shape[-1]
     if dims % 2 or dims > q.shape[-1] or inverse_frequencies.shape != (dims // 2,):
         raise MlxtxError(
             f"rope turns {dims} of {q.shape[-1]} channels with {inverse_frequencies.shape} "
@@ -221,30 +181,19 @@ def available() -> bool:
     return dispatch.on_metal()
 
 
-def launch(
-    q: mx.array,
-    k: mx.array,
-    *,
-    inverse_frequencies: mx.array,
-    offsets: mx.array,
-    interleaved: bool = False,
-    rotated_dims: int | None = None,
-    amplitude: float = 1.0,
-    q_norm: Norm | None = None,
-    k_norm: Norm | None = None,
-) -> tuple[mx.array, mx.array]:
+def launch(q: mx.array, k: mx.array, **options: Unpack[RopeOptions]) -> tuple[mx.array, mx.array]:
     """The kernel of ``rope``, whatever the table says."""
     batch, heads, count, dim = q.shape
     rows = batch * (heads + k.shape[1]) * count
     q_out, k_out = metal_kernel(
         "rope", _INPUTS, ("q_out", "k_out"), contiguous=False, helpers=("rope_row",)
     )(
-        inputs=[q, k, *_shared(q, k, inverse_frequencies, offsets, amplitude, q_norm, k_norm)],
+        inputs=[q, k, *_shared(q, k, options)],
         template=[
             ("T", q.dtype),
             ("D", dim),
-            ("ROTATED", rotated_dims or dim),
-            ("INTERLEAVED", interleaved),
+            ("ROTATED", options.get("rotated_dims") or dim),
+            ("INTERLEAVED", options.get("interleaved", False)),
         ],
         grid=(128, -(-rows // 4), 1),
         threadgroup=(128, 1, 1),
@@ -259,17 +208,11 @@ def launch_quantize(
     k: mx.array,
     v: mx.array,
     *,
-    inverse_frequencies: mx.array,
-    offsets: mx.array,
     key_bits: int,
     value_bits: int,
     group_size: int,
     rotate: bool = False,
-    interleaved: bool = False,
-    rotated_dims: int | None = None,
-    amplitude: float = 1.0,
-    q_norm: Norm | None = None,
-    k_norm: Norm | None = None,
+    **options: Unpack[RopeOptions],
 ) -> tuple[mx.array, QuantizedRows, QuantizedRows]:
     """The kernel of ``rope_quantize``, whatever the table says."""
     batch, heads, count, dim = q.shape
@@ -289,13 +232,13 @@ def launch_quantize(
         contiguous=False,
         helpers=("rope_row", "quantize_row"),
     )(
-        inputs=[v, q, k, *_shared(q, k, inverse_frequencies, offsets, amplitude, q_norm, k_norm)],
+        inputs=[v, q, k, *_shared(q, k, options)],
         template=[
             ("T", q.dtype),
             ("D", dim),
             ("DV", value_dim),
-            ("ROTATED", rotated_dims or dim),
-            ("INTERLEAVED", interleaved),
+            ("ROTATED", options.get("rotated_dims") or dim),
+            ("INTERLEAVED", options.get("interleaved", False)),
             ("KEY_BITS", key_bits),
             ("VALUE_BITS", value_bits),
             ("GROUP", group_size),
@@ -325,18 +268,11 @@ def supports(*arrays: mx.array) -> bool:
     return len({a.dtype for a in arrays}) == 1 and arrays[0].dtype in KERNEL_TYPES
 
 
-def _shared(
-    q: mx.array,
-    k: mx.array,
-    frequencies: mx.array,
-    offsets: mx.array,
-    amplitude: float,
-    q_norm: Norm | None,
-    k_norm: Norm | None,
-) -> list[mx.array]:
+def _shared(q: mx.array, k: mx.array, options: RopeOptions) -> list[mx.array]:
     """The inputs both kernels take after their rows, in the order of ``_INPUTS``."""
-    weights, kinds, factors = [], [], [amplitude]
-    for norm in (q_norm, k_norm):
+    offsets = options["offsets"]
+    weights, kinds, factors = [], [], [options.get("amplitude", 1.0)]
+    for norm in (options.get("q_norm"), options.get("k_norm")):
         weight, eps, offset = norm if norm is not None else (None, 0.0, 0.0)
         weights.append(unused(mx.float32) if weight is None else weight)
         kinds.append(0 if norm is None else 1 if weight is None else 2)
@@ -344,7 +280,7 @@ def _shared(
     return [
         *weights,
         offsets if offsets.dtype == mx.int32 else offsets.astype(mx.int32),
-        frequencies,
+        options["inverse_frequencies"],
         integers(*(q.shape[0], q.shape[1], k.shape[1], q.shape[2], int(offsets.ndim == 2)), *kinds),
         numbers(*factors),
     ]

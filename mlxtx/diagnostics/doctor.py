@@ -27,7 +27,7 @@ from mlxtx.metal_kernels import (
     kv_quantize,
     rope,
 )
-from mlxtx.metal_kernels.attention_reference import attention_reference
+from mlxtx.metal_kernels.attention_reference import AttentionOptions, attention_reference
 from mlxtx.metal_kernels.mlx_attention import fused
 
 # Largest error allowed, relative to the largest value: a few units in the last place.
@@ -276,29 +276,24 @@ def _rope_quantize_cases() -> Iterator[Case]:
 
 def _time_decode() -> Times:
     """One query row over a plain bfloat16 cache, against MLX's own kernel."""
-    arguments = _plain_arguments(queries=1)
     size = 2 * 8 * TIMED_ROWS * 128 * 2
-    kernel = _milliseconds(lambda: attention_decode.launch(**arguments))
-    other = _milliseconds(lambda: fused(**arguments))
-    return kernel, other, "mx.fast", _bound_ms(size)
+    return *_times(attention_decode.launch, 1), "mx.fast", _bound_ms(size)
 
 
 def _time_prefill() -> Times:
     """512 query rows over a plain bfloat16 cache, against MLX's own kernel."""
-    arguments = _plain_arguments(queries=512)
-    kernel = _milliseconds(lambda: attention_prefill.launch(**arguments))
-    other = _milliseconds(lambda: fused(**arguments))
-    return kernel, other, "mx.fast", None
+    return *_times(attention_prefill.launch, 512), "mx.fast", None
 
 
-def _plain_arguments(queries: int) -> dict[str, Any]:
-    return {
-        "q": mx.random.normal((1, 32, queries, 128)).astype(mx.bfloat16),
-        "keys": mx.random.normal((1, 8, TIMED_ROWS, 128)).astype(mx.bfloat16),
-        "values": mx.random.normal((1, 8, TIMED_ROWS, 128)).astype(mx.bfloat16),
-        "lengths": [TIMED_ROWS],
-        "scale": 128**-0.5,
-    }
+def _times(launch: Callable[..., mx.array], queries: int) -> tuple[float, float]:
+    q = mx.random.normal((1, 32, queries, 128)).astype(mx.bfloat16)
+    keys, values = mx.random.normal((2, 1, 8, TIMED_ROWS, 128)).astype(mx.bfloat16)
+    options: AttentionOptions = {"lengths": [TIMED_ROWS], "scale": 128**-0.5}
+    mx.eval(q, keys, values)
+    return (
+        _milliseconds(lambda: launch(q, keys, values, **options)),
+        _milliseconds(lambda: fused(q, keys, values, options)),
+    )
 
 
 def _bound_ms(size: int) -> float | None:

@@ -148,6 +148,13 @@ def test_doctor_takes_fewer_simdgroups_where_the_device_allows_fewer_threads(
     assert dispatch.tuning().simdgroups == 4
 
 
+def test_both_paths_are_timed(monkeypatch):
+    monkeypatch.setattr(doctor, "TIMED_ROWS", 32)
+    monkeypatch.setattr(doctor, "REPEATS", 2)
+    kernel, other = doctor._times(attention_reference, 1)
+    assert kernel > 0 and other > 0
+
+
 def test_a_faster_path_of_mlx_is_chosen():
     finding = doctor.Finding("attention_decode", 3, "", 2.0, 1.0, "mx.fast", bound_ms=0.5)
     assert finding.choice == "fast"
