@@ -138,8 +138,10 @@ for (int step = step_begin + simd; step < step_end; step += SIMDS) {
       const int head = kv_head * group + row / queries;
       bool seen = owned && j <= position && (window <= 0 || position - j < window);
       if (seen && (flags & HAS_MASK)) {
-        seen = mask[batch * sizes[SIZE_MASK_BATCH] * mask_strides[0] + head * sizes[SIZE_MASK_HEAD] * mask_strides[1] +
-                    (row % queries) * sizes[SIZE_MASK_QUERY] * mask_strides[2] + j * sizes[SIZE_MASK_ROW] * mask_strides[3]];
+        seen = mask[batch * sizes[SIZE_MASK_BATCH] * mask_strides[0] +
+                    head * sizes[SIZE_MASK_HEAD] * mask_strides[1] +
+                    row % queries * sizes[SIZE_MASK_QUERY] * mask_strides[2] +
+                    j * sizes[SIZE_MASK_ROW] * mask_strides[3]];
       }
       float x = score[r] * scale;
       if (flags & HAS_SOFTCAP) x = softcap * precise::tanh(x / softcap);

@@ -148,8 +148,10 @@ for (int base = low & ~(BK - 1); base < high; base += BK) {
       bool visible = j >= low && j < high && j <= position &&
                      (window <= 0 || position - j < window);
       if (visible && (flags & HAS_MASK)) {
-        visible = mask[batch * sizes[SIZE_MASK_BATCH] * mask_strides[0] + head * sizes[SIZE_MASK_HEAD] * mask_strides[1] +
-                       t * sizes[SIZE_MASK_QUERY] * mask_strides[2] + j * sizes[SIZE_MASK_ROW] * mask_strides[3]];
+        visible = mask[batch * sizes[SIZE_MASK_BATCH] * mask_strides[0] +
+                       head * sizes[SIZE_MASK_HEAD] * mask_strides[1] +
+                       t * sizes[SIZE_MASK_QUERY] * mask_strides[2] +
+                       j * sizes[SIZE_MASK_ROW] * mask_strides[3]];
       }
       float x = scores[k].thread_elements()[e] * scale;
       if (flags & HAS_SOFTCAP) x = softcap * precise::tanh(x / softcap);
