@@ -149,7 +149,7 @@ def progress_line(event: Progress) -> str:
         left = event.seconds_left
         return (
             f"{step}  loss {d['loss']:.4f}  rate {d['learning_rate']:.2e}"
-            f"  {d['tokens_per_second']:,.0f} tokens/s  peak {d['peak_memory_bytes'] / 1e9:.2f} GB"
+            f"  {d['tokens_per_second']:,.0f} tokens/s  peak {size(d['peak_memory_bytes'])}"
             + ("" if left is None else f"  {duration(left)} left")
         )
     if event.stage == "validate":
@@ -163,6 +163,10 @@ def progress_line(event: Progress) -> str:
             f"{step}  skipped: the loss or its gradient was not finite ({d['in_a_row']} in a row)"
         )
     return ""
+
+
+def size(count: float) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def duration(seconds: float) -> str:
@@ -194,12 +198,11 @@ def preview_text(found: Mapping[str, Any], color: bool) -> str:
     if len(found["bad_lines"]) > 20:
         lines.append(f"... and {len(found['bad_lines']) - 20} more")
     parts = ", ".join(
-        f"{k} {memory[k] / 1e9:.2f}" for k in ("weights", "trained", "activations", "logits")
+        f"{k} {size(memory[k])}" for k in ("weights", "trained", "activations", "logits")
     )
     fits = "" if found["fits"] else ": TOO MUCH"
     lines.append(
-        f"memory: about {memory['total'] / 1e9:.2f} GB ({parts}) of "
-        f"{memory['available'] / 1e9:.1f} GB{fits}"
+        f"memory: about {size(memory['total'])} ({parts}) of {size(memory['available'])}{fits}"
     )
     lines.append(f"{found['trained_parameters']:,} trained parameters")
     if found["seconds_per_step"] is not None:

@@ -94,11 +94,12 @@ def terminal(curves: dict[str, Curve], width: int | None = None, height: int | N
 
     plotext.clear_figure()
     plotext.plotsize(width or min(100, plotext.terminal_width() or 100), height or 24)
-    plotext.theme("clear" if not sys.stdout.isatty() else "pro")
+    plotext.theme("pro")
     for name, (steps, losses) in curves.items():
         plotext.plot(steps, losses, label=inert(name))
     plotext.xlabel("step")
-    return plotext.build()
+    drawn = plotext.build()
+    return drawn if sys.stdout.isatty() else plotext.uncolorize(drawn)
 
 
 # A picture without a plotting library: lines on a white page.
