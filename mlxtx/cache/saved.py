@@ -132,13 +132,25 @@ def load_cache(
         for number, layer in enumerate(cache.distinct()):
             for name, segment in layer.segments.items():
                 prefix = f"layers.{number}.{name}"
+                _check_facts(described[prefix], prefix, info.offset)
                 _fill(segment, described[prefix], prefix, reader, len(info.tokens))
             layer.rows = info.offset
-    except (KeyError, ValueError, TypeError, AssertionError) as error:
+    except (LookupError, ValueError, TypeError, AttributeError, AssertionError) as error:
         raise MlxtxError(f"{path} does not hold what its header says ({error})") from None
     cache.offset = info.offset
     mx.eval(cache.state())
     return cache, info.tokens
+
+
+def _check_facts(facts: dict[str, Any], prefix: str, offset: int) -> None:
+    """Numbers from a file decide how much memory is reserved: they must fit each other."""
+    numbers = [facts[name] for name in ("origin", "oldest", "stop")]
+    numbers += [facts["newest"], *facts["dims"]]
+    whole = all(type(number) is int and 0 <= number < 1 << 31 for number in numbers)
+    if not whole or not numbers[0] <= numbers[1] <= numbers[2] <= facts["newest"]:
+        raise ValueError(f"{prefix} has rows {numbers}")
+    if numbers[1] < numbers[2] and numbers[2] > offset:
+        raise ValueError(f"{prefix} ends at row {numbers[2]} of {offset}")
 
 
 def _fill(segment: Segment, facts: dict[str, Any], prefix: str, reader: Any, batch: int) -> None:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
+import struct
+import tempfile
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mlxtx.cache.fingerprint import fingerprint
 from mlxtx.cache.prefix_store import PrefixStore
@@ -79,6 +85,33 @@ def test_foreign_and_damaged_files_are_refused(tmp_path):
     )
     with pytest.raises(MlxtxError, match="does not hold what its header says"):
         load_cache(path, model, fingerprint=mark)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(where=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255), kv=st.booleans())
+def test_a_changed_byte_is_an_error_or_a_cache(where, byte, kv):
+    """Whatever a header says, loading ends with a message or with a cache that can be used."""
+    model, whole = damaged_source("k8v4g32n5" if kv else "plain")
+    (length,) = struct.unpack("<Q", whole[:8])
+    at = int(where * (length + 8))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a"
+        path.write_bytes(whole[:at] + bytes([byte]) + whole[at + 1 :])
+        try:
+            cache, tokens = load_cache(path, model, fingerprint="m")
+        except MlxtxError:
+            return
+        assert cache.offset == len(tokens[0]) == 20
+
+
+@functools.cache
+def damaged_source(kv):
+    model = tiny_model()
+    with tempfile.TemporaryDirectory() as folder:
+        save_cache(
+            Path(folder) / "a", filled(model, TOKENS[:20], kv), model="m", tokens=[TOKENS[:20]]
+        )
+        return model, (Path(folder) / "a").read_bytes()
 
 
 def test_the_fingerprint_tells_models_apart():
