@@ -104,8 +104,12 @@ for (int base = low & ~(BK - 1); base < high; base += BK) {
       keys, key_scales, key_biases, key_place, base, low, high, cache_tile, thread_, THREADS);
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
-  simdgroup_matrix<float, 8, 8> scores[KEYS];
-  for (int k = 0; k < KEYS; k++) scores[k].thread_elements() = float2{0.0f, 0.0f};
+  // Two chains of sums, every second matrix of channels each: shorter ones round less.
+  simdgroup_matrix<float, 8, 8> scores[KEYS], others[KEYS];
+  for (int k = 0; k < KEYS; k++) {
+    scores[k].thread_elements() = float2{0.0f, 0.0f};
+    others[k].thread_elements() = float2{0.0f, 0.0f};
+  }
   for (int d = simd_part * OWN_D; d < (simd_part + 1) * OWN_D; d += 8) {
     simdgroup_matrix<float, 8, 8> a, b;
     if (SHARED_QUERIES) {
@@ -121,9 +125,14 @@ for (int base = low & ~(BK - 1); base < high; base += BK) {
       // The transpose of the keys: row = channel, column = cache row.
       const threadgroup T* kp = cache_tile + (k * 8 + place.y) * (WIDEST + PAD) + d + place.x;
       b.thread_elements() = float2{float(kp[0]), float(kp[WIDEST + PAD])};
-      simdgroup_multiply_accumulate(scores[k], a, b, scores[k]);
+      if (d / 8 % 2 == 0) {
+        simdgroup_multiply_accumulate(scores[k], a, b, scores[k]);
+      } else {
+        simdgroup_multiply_accumulate(others[k], a, b, others[k]);
+      }
     }
   }
+  for (int k = 0; k < KEYS; k++) scores[k].thread_elements() += others[k].thread_elements();
   if (DS > 1) {
     const int at = (simd_row * 8 + place.x) * BK + place.y;
     for (int k = 0; k < KEYS; k++) {
