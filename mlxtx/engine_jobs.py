@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # Seconds between two reports of speed and memory while text is generated.
 _STATS_SECONDS = 0.5
 _SAMPLE_TOKENS = 80
+_CONNECT_SECONDS = 4.0
 
 
 def _load(job: engine.Load, running: Running) -> Done:
@@ -151,6 +152,7 @@ def _count(job: engine.Count, running: Running) -> Done:
 def _search(job: engine.Search, running: Running) -> Done:
     from huggingface_hub import HfApi
 
+    _check_reachable()
     try:
         found = HfApi().list_models(
             search=job.query or None,
@@ -164,10 +166,31 @@ def _search(job: engine.Search, running: Running) -> Done:
         models = [_hub_model(info) for info in found]
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise MlxtxError(
-            f"The Hub can't be searched ({reason}). Models on this machine work without it."
-        ) from error
+        raise MlxtxError(_no_search(reason)) from error
     return Done(reason="done", details={"models": models})
+
+
+def _check_reachable() -> None:
+    """Without a network the client would try again for half a minute before it says so."""
+    import os
+    import socket
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies
+
+    from huggingface_hub import constants
+
+    place = urlsplit(constants.ENDPOINT)
+    if getproxies() or os.environ.get("HF_HUB_OFFLINE"):
+        return
+    port = place.port or (443 if place.scheme == "https" else 80)
+    try:
+        socket.create_connection((place.hostname or "", port), _CONNECT_SECONDS).close()
+    except OSError as error:
+        raise MlxtxError(_no_search(error.strerror or str(error))) from None
+
+
+def _no_search(reason: str) -> str:
+    return f"The Hub can't be searched ({reason}). Models on this machine work without it."
 
 
 # Bytes of one element by the safetensors name of its type; packed low-bit weights count as U32.
@@ -224,8 +247,22 @@ def _train(job: engine.Train, running: Running) -> Done:
             sampled = int(event.done)
             running.emit(_sample(model, prompt, event))
 
-    mlxtx.tune(model, job.data, job.out, on_event=report, **options)
+    try:
+        mlxtx.tune(model, job.data, job.out, on_event=report, **options)
+    except KeyboardInterrupt:
+        _save_so_far(model, job)
+        raise
     return Done(reason="done", details={"path": job.out})
+
+
+def _save_so_far(model: LanguageModel, job: engine.Train) -> None:
+    """The adapter of a run that was paused, so that it can be tried; its state is saved already."""
+    from mlxtx.tuning.adapters import adapter_of, save_adapter
+    from mlxtx.tuning.targets import adapters_in
+
+    if adapters_in(model.model):
+        facts = {"method": job.options.get("method", "lora"), "model": model.name}
+        save_adapter(adapter_of(model.model, facts), job.out, len(model.model.config.blocks))
 
 
 def _sample(model: LanguageModel, prompt: str, event: Progress) -> Progress:

@@ -27,6 +27,8 @@ _JOBS = {cls.__name__: cls for cls in Job.__subclasses__()}
 _EVENTS = {cls.__name__: cls for cls in Event.__subclasses__()}
 # A pasted megabyte is one line on the pipe.
 _LINE_LIMIT = 256 * 2**20
+# What a job may still take when its engine is closed, or when the app is gone.
+_LAST_SECONDS = 60.0
 
 
 def encode_job(number: int, job: Job) -> bytes:
@@ -83,8 +85,8 @@ def serve() -> None:
         owner.submit(job, number)
         if isinstance(job, Shutdown):
             break
-    owner.close(timeout=2.0)
-    # A job that does not look at its flag (a download) must not keep the process.
+    # A training run saves its state first; what does not look at its flag must not keep us.
+    owner.close(timeout=_LAST_SECONDS)
     os._exit(0)
 
 

@@ -6,6 +6,7 @@ after the slash command as its argument. Nothing is bound to Alt alone, which ma
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from textual.binding import Binding, BindingType
@@ -141,6 +142,11 @@ def bindings(area: str) -> list[BindingType]:
         for a in ACTIONS
         if a.area == area and a.keys
     ]
+
+
+def keys_of(action: Action, chosen: Mapping[str, str]) -> str:
+    """The keys of ``action``: those of the settings' key map, else its own."""
+    return chosen.get(action.id, action.keys)
 
 
 def slash_commands(areas: tuple[str, ...] = ("app", "chat")) -> dict[str, Action]:

@@ -108,6 +108,8 @@ class MlxtxApp(Services):
     def _after_first_paint(self) -> None:
         for line in [*self._problems, *self.store.notices]:
             self.tell(line, "warning", timeout=12)
+        if self.chat is not None:
+            self.chat.composer.sent = self.store.recent_texts()
         if self._open_last and (chats := self.store.chats(1)):
             self.open_chat(chats[0].id)
         self.load_model(self.model.name, self.model.adapter)

@@ -14,12 +14,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
-from mlxtx.engine import Job, Stop
+from mlxtx.engine import Convert, Download, Job, Stop, Train
 from mlxtx.events import Delta, Done, Event, Failed, Prefill, Progress, Stats
 
 RATE = 12.0
-# A job that does not look at its stop flag (a download) is ended with its process after this.
-_GRACE_SECONDS = 1.0
+# Seconds until a long job that was told to stop is ended with its process. A download goes on from
+# any byte; a training step may be long, and its state is worth the wait.
+_GRACE_SECONDS: dict[type[Job], float] = {Download: 1.0, Convert: 10.0, Train: 60.0}
 
 Watcher = Callable[[Event], None]
 Ended = Callable[[str, str], None]
@@ -78,7 +79,7 @@ class Bridge:
         self._make = make_engine
         self._chat = make_engine(self._take, engine_ended)
         self._desk: EngineLike | None = None
-        self._long: dict[int, EngineLike] = {}
+        self._long: dict[int, tuple[EngineLike, float]] = {}
         self._numbers = itertools.count(1)
         self._watchers: dict[int, Watcher] = {}
         self._waiting: list[Event] = []
@@ -109,15 +110,15 @@ class Bridge:
         number = next(self._numbers)
         self._watchers[number] = watcher
         engine = self._make(self._take, lambda message, detail: None)
-        self._long[number] = engine
+        self._long[number] = engine, _GRACE_SECONDS.get(type(job), 1.0)
         return engine.submit(job, number)
 
     def stop(self, number: int) -> None:
         """Ask for the end of a job; its ``Done`` or ``Failed`` still comes."""
-        if engine := self._long.get(number):
+        if number in self._long:
+            engine, grace = self._long[number]
             engine.submit(Stop(job=number), next(self._numbers))
-            loop = asyncio.get_running_loop()
-            loop.call_later(_GRACE_SECONDS, self._end_long, number)
+            asyncio.get_running_loop().call_later(grace, self._end_long, number)
         else:
             self._chat.submit(Stop(job=number), next(self._numbers))
 
@@ -126,8 +127,8 @@ class Bridge:
         self._watchers.pop(number, None)
 
     def _end_long(self, number: int) -> None:
-        if engine := self._long.get(number):
-            engine.kill()
+        if number in self._long:
+            self._long[number][0].kill()
 
     def _take(self, event: Event) -> None:
         if event.job not in self._watchers:
@@ -136,7 +137,8 @@ class Bridge:
         loop = asyncio.get_running_loop()
         if isinstance(event, (Done, Failed)):
             self._flush()
-            if engine := self._long.pop(event.job, None):
+            if event.job in self._long:
+                engine, _ = self._long.pop(event.job)
                 task = asyncio.ensure_future(engine.close())
                 self._closing.add(task)
                 task.add_done_callback(self._closing.discard)
@@ -168,5 +170,8 @@ class Bridge:
     async def close(self) -> None:
         """End every engine."""
         self._watchers.clear()
-        engines = [self._chat, *self._long.values()] + ([self._desk] if self._desk else [])
-        await asyncio.gather(*(engine.close() for engine in engines))
+        short = [engine for engine in (self._chat, self._desk) if engine is not None]
+        closing = [engine.close() for engine in short]
+        # Leaving the app pauses what runs: it gets the time to save its state.
+        closing += [engine.close(timeout=grace) for engine, grace in self._long.values()]
+        await asyncio.gather(*closing)

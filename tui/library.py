@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mlxtx.checkpoint.bundled import FOLDER as BUNDLED
+from mlxtx.checkpoint.bundled import NAME
+
 _LARGEST_HEADER = 100_000_000
 
 
@@ -43,11 +46,13 @@ def hub_cache() -> Path:
 
 
 def local_models(folders: Iterable[str] = ()) -> list[LocalModel]:
-    """All of them by name; what can't be read is there with its ``problem``."""
+    """The one that comes with the package, then the others by name; what can't be read is there
+    with its ``problem``."""
     found = [*_cached(hub_cache())]
     for folder in folders:
         found += _in_folder(Path(folder).expanduser())
-    return sorted(found, key=lambda model: model.name.lower())
+    bundled = [read_model(BUNDLED, NAME, NAME)] if (BUNDLED / "config.json").is_file() else []
+    return bundled + sorted(found, key=lambda model: model.name.lower())
 
 
 def _cached(cache: Path) -> Iterator[LocalModel]:
@@ -156,7 +161,9 @@ def adapter_base(adapter: Path) -> str:
 
 
 def delete_model(model: LocalModel) -> int:
-    """Remove a model from this machine; gives the bytes that are free again."""
+    """Remove a model from this machine; gives the bytes that are free again. Raises OSError."""
+    if model.folder == BUNDLED:
+        raise PermissionError(1, "it is part of mlxtx")
     folder = model.folder.parent.parent if model.in_hub_cache else model.folder
     freed = sum(_size(file) for file in folder.rglob("*") if not file.is_symlink())
     shutil.rmtree(folder)

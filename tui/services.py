@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mlxtx.tui.clean import clean, one_line
 from mlxtx.tui.conversation import Conversation, import_chat
 from mlxtx.tui.store import Store
+from rich.text import Text
 from textual.app import App
 
 from mlxtx import settings as user_settings
@@ -37,6 +39,7 @@ class Services(App[None]):
     """Mixed into the app."""
 
     chat: ChatScreen | None
+    copied_with: str = ""
     settings: user_settings.Settings
     settings_path: Path
     store_path: Path | str
@@ -58,11 +61,34 @@ class Services(App[None]):
 
     @cached_property
     def store(self) -> Store:
-        return Store(self.store_path)
+        return Store(self.store_path, lambda line: self.tell(line, "error", timeout=20))
 
     def tell(self, text: str, severity: Any = "information", timeout: float = 6) -> None:
         """A short notice in the corner. ``text`` may come from anywhere: it is never markup."""
         self.notify(clean(text), severity=severity, timeout=timeout, markup=False)
+
+    def _fatal_error(self) -> None:
+        """A bug: leave with one line instead of a traceback, which goes to a file."""
+        path = user_settings.data_folder() / "crash.log"
+        details = traceback.format_exc()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(details, "utf-8", errors="replace")
+            where = f"The details are in {path}."
+        except OSError as error:
+            where = f"The details could not be written to {path} ({error.strerror})."
+        reason = one_line(details.strip().rsplit("\n", 1)[-1], 300)
+        self.panic(Text(f"mlxtx stopped: {reason}\nYour chat is saved. {where}"))
+
+    def copy_to_clipboard(self, text: str) -> None:
+        """The system's own tool first, for all ways to copy: Textual's alone asks the terminal."""
+        from mlxtx.tui.clipboard import copy_with_tool
+
+        self.copied_with = copy_with_tool(text)
+        if self.copied_with:
+            self._clipboard = text
+        else:
+            super().copy_to_clipboard(text)
 
     # Settings
 

@@ -7,11 +7,12 @@ of text at most. Regenerating or editing adds a sibling under the same parent: n
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -102,11 +103,20 @@ class Found:
 
 
 class Store:
-    """All conversations. ``notices`` holds lines to show: what went wrong when it was opened."""
+    """All conversations. ``notices`` holds lines to show: what went wrong when it was opened.
 
-    def __init__(self, path: Path | str) -> None:
+    What goes wrong later (a full disk, a damaged page) is told to ``on_problem`` and stops nobody:
+    reading gives less, and what can't be written gets a negative number and lives in memory.
+    """
+
+    def __init__(
+        self, path: Path | str, on_problem: Callable[[str], None] = lambda line: None
+    ) -> None:
         self.path = Path(path)
         self.notices: list[str] = []
+        self._on_problem = on_problem
+        self._told: set[str] = set()
+        self._unsaved = itertools.count(-1, -1)
         self._db = self._open()
         self._tidy()
 
@@ -142,18 +152,37 @@ class Store:
 
     def _tidy(self) -> None:
         now = time.time()
-        self._run(
+        self._write(
             "UPDATE messages SET state = 'lost' WHERE state = 'streaming' AND updated < ?",
             now - _ABANDONED_SECONDS,
         )
         for table in ("messages", "chats"):
-            self._run(f"DELETE FROM {table} WHERE deleted < ?", now - _KEEP_DELETED_SECONDS)
+            self._write(f"DELETE FROM {table} WHERE deleted < ?", now - _KEEP_DELETED_SECONDS)
 
     def close(self) -> None:
         self._db.close()
 
-    def _run(self, sql: str, *values: Any) -> sqlite3.Cursor:
-        return self._db.execute(sql, values)
+    def _rows(self, sql: str, *values: Any) -> list[sqlite3.Row]:
+        try:
+            return self._db.execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            self._failed("read", error)
+            return []
+
+    def _write(self, sql: str, *values: Any) -> int:
+        """The number of the row that was added; 0 when nothing could be written."""
+        try:
+            return self._db.execute(sql, values).lastrowid or 0
+        except sqlite3.Error as error:
+            self._failed("saved", error)
+            return 0
+
+    def _failed(self, what: str, error: sqlite3.Error) -> None:
+        line = f"The chats can't be {what} ({error}); what you see goes on, export it to keep it."
+        # Once is enough: a reply is saved every second.
+        if line not in self._told:
+            self._told.add(line)
+            self._on_problem(line)
 
     # Chats
 
@@ -164,12 +193,12 @@ class Store:
         return chat
 
     def chat(self, number: int) -> Chat | None:
-        row = self._run("SELECT * FROM chats WHERE id = ?", number).fetchone()
-        return _from_row(Chat, row) if row else None
+        rows = self._rows("SELECT * FROM chats WHERE id = ?", number)
+        return _from_row(Chat, rows[0]) if rows else None
 
     def chats(self, limit: int = 500) -> list[Chat]:
         """Those that are not deleted: pinned first, then the newest."""
-        rows = self._run(
+        rows = self._rows(
             "SELECT * FROM chats WHERE deleted IS NULL "
             "ORDER BY pinned DESC, updated DESC, id DESC LIMIT ?",
             limit,
@@ -192,19 +221,9 @@ class Store:
     def add_message(self, message: Message) -> Message:
         """Store ``message`` (its id is set) and make it the head of its chat."""
         message.created = message.updated = time.time()
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            message.id = self._insert("messages", message)
-            self._run(
-                "UPDATE chats SET head = ?, updated = ? WHERE id = ?",
-                message.id,
-                message.updated,
-                message.chat,
-            )
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
+        message.id = self._insert("messages", message)
+        if message.id > 0:
+            self._update("chats", message.chat, {"head": message.id, "updated": message.updated})
         return message
 
     def update_message(self, number: int, **values: Any) -> None:
@@ -212,7 +231,7 @@ class Store:
 
     def messages(self, chat: int) -> list[Message]:
         """Every message of the chat that is not deleted, all branches, oldest first."""
-        rows = self._run(
+        rows = self._rows(
             "SELECT * FROM messages WHERE chat = ? AND deleted IS NULL ORDER BY id", chat
         )
         return [_from_row(Message, row) for row in rows]
@@ -226,6 +245,15 @@ class Store:
         for number in numbers:
             self._update("messages", number, {"deleted": None})
 
+    def recent_texts(self, limit: int = 100) -> list[str]:
+        """What was written last, oldest first: for the recall of the input."""
+        rows = self._rows(
+            "SELECT text FROM messages WHERE role = 'user' AND deleted IS NULL "
+            "AND length(text) < 10000 ORDER BY id DESC LIMIT ?",
+            limit,
+        )
+        return [row["text"] for row in reversed(rows)]
+
     # Search
 
     def search(self, query: str, limit: int = 100) -> list[Found]:
@@ -235,7 +263,7 @@ class Store:
         if not words:
             return [Found(chat, None, self._beginning(chat.head)) for chat in self.chats(limit)]
         like = "%" + query.strip().replace("\\", "\\\\").replace("%", "\\%") + "%"
-        titles = self._run(
+        titles = self._rows(
             "SELECT * FROM chats WHERE deleted IS NULL AND title LIKE ? ESCAPE '\\' "
             "ORDER BY pinned DESC, updated DESC LIMIT ?",
             like.replace("_", "\\_"),
@@ -243,7 +271,7 @@ class Store:
         )
         found = [Found(_from_row(Chat, row), None, ()) for row in titles]
         match = " ".join(f'"{word}"*' for word in words)
-        hits = self._run(
+        hits = self._rows(
             "SELECT m.id AS message, m.chat AS chat, "
             "snippet(messages_text, 0, ?, ?, '…', 16) AS part "
             "FROM messages_text JOIN messages m ON m.id = messages_text.rowid "
@@ -253,7 +281,7 @@ class Store:
             _MATCH_CLOSE,
             match,
             limit,
-        ).fetchall()
+        )
         for hit in hits:
             chat = self.chat(hit["chat"])
             if chat is not None:
@@ -261,10 +289,8 @@ class Store:
         return found[:limit]
 
     def _beginning(self, message: int | None) -> tuple[tuple[str, bool], ...]:
-        row = self._run(
-            "SELECT substr(text, 1, 200) FROM messages WHERE id = ?", message
-        ).fetchone()
-        return ((" ".join(row[0].split()), False),) if row else ()
+        rows = self._rows("SELECT substr(text, 1, 200) FROM messages WHERE id = ?", message)
+        return ((" ".join(rows[0][0].split()), False),) if rows else ()
 
     # Rows
 
@@ -272,16 +298,17 @@ class Store:
         values = {k: _to_sql(v) for k, v in vars(item).items() if k != "id"}
         names = ", ".join(values)
         marks = ", ".join("?" * len(values))
-        cursor = self._run(f"INSERT INTO {table} ({names}) VALUES ({marks})", *values.values())
-        assert cursor.lastrowid is not None
-        return cursor.lastrowid
+        sql = f"INSERT INTO {table} ({names}) VALUES ({marks})"
+        return self._write(sql, *values.values()) or next(self._unsaved)
 
     def _update(self, table: str, number: int, values: dict[str, Any]) -> None:
         known = {f.name for f in fields(Chat if table == "chats" else Message)}
         if not known.issuperset(values):
             raise ValueError(f"no such columns: {set(values) - known}")
         sets = ", ".join(f"{name} = ?" for name in values)
-        self._run(f"UPDATE {table} SET {sets} WHERE id = ?", *map(_to_sql, values.values()), number)
+        self._write(
+            f"UPDATE {table} SET {sets} WHERE id = ?", *map(_to_sql, values.values()), number
+        )
 
 
 class _NewerVersionError(Exception):

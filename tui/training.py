@@ -54,13 +54,13 @@ class TrainRun:
         """The line under the plot."""
         parts = []
         if self.progress is not None:
-            parts.append(f"step {self.progress.done:,.0f} of {self.progress.total:,.0f}")
+            parts.append(f"step {self.progress.done:,.0f}/{self.progress.total:,.0f}")
         if self.losses:
             parts.append(f"loss {self.losses[-1][1]:.3f}")
         if self.validation:
             parts.append(f"validation {self.validation[-1][1]:.3f}")
         if speed := self.latest.get("tokens_per_second"):
-            parts.append(f"{speed:,.0f} tokens/s")
+            parts.append(f"{speed:,.0f} tok/s")
         if memory := self.latest.get("peak_memory_bytes"):
             parts.append(f"peak {size(memory)}")
         if self.progress is not None and self.progress.seconds_left:

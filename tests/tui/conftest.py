@@ -14,3 +14,5 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
     monkeypatch.delenv("NO_COLOR", raising=False)
+    # Whether the bundled model is there must not decide a test.
+    monkeypatch.setattr("mlxtx.tui.library.BUNDLED", tmp_path / "no-bundled")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +58,11 @@ async def test_a_paste_is_one_message_and_a_long_one_an_attachment(tmp_path: Pat
         assert app.chat.composer.text == "one\ntwo\nthree␛[2J"
         app.chat.composer.clear_text()
         megabyte = "a line of forty characters, all the same\n" * 25_000
-        start = time.perf_counter()
         app.chat.composer.post_message(events.Paste(megabyte))
         await pilot.pause()
         assert app.chat.composer.text == "[pasted text 1: 25,001 lines, 1.0 MB] "
         await pilot.press(*"sum up", "enter")
         await wait_until(pilot, lambda: script.submitted(Generate) and not app.chat.reply)
-        assert time.perf_counter() - start < 20, "no freeze"
         content = script.submitted(Generate)[0].messages[0]["content"]
         assert megabyte in content and content.endswith("sum up")
         assert "@pasted text 1" in screen_text(app)

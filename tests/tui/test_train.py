@@ -102,8 +102,8 @@ async def test_start_plot_pause_resume_and_chat(tmp_path: Path) -> None:
         await pilot.press("ctrl+s")
         await wait_until(pilot, lambda: "I am␛]0;x␇ a helper." in screen_text(app))
         text = screen_text(app)
-        assert "running · step 100 of 200 · loss 1.000 · validation 1.400" in text
-        assert "1,234 tokens/s · peak 1.3 GB · 50 s left" in text
+        assert "running · step 100/200 · loss 1.000 · validation 1.400" in text
+        assert "1,234 tok/s · peak 1.3 GB · 50 s left" in text
         assert "validation" in text and "┤" in text, "the plot has axes and a legend"
         options = script.submitted(Train)[0].options
         assert options["sample_prompt"] == "Who?" and "resume" not in options
@@ -111,7 +111,7 @@ async def test_start_plot_pause_resume_and_chat(tmp_path: Path) -> None:
         await pilot.press("escape")
         await pilot.pause(0.1)
         await pilot.press("f4")
-        await wait_until(pilot, lambda: "step 100 of 200" in screen_text(app))
+        await wait_until(pilot, lambda: "step 100/200" in screen_text(app))
         await pilot.press("ctrl+s")
         await wait_until(pilot, lambda: "paused · step 100" in screen_text(app))
         await pilot.press("ctrl+s")
@@ -214,5 +214,5 @@ async def test_both_sizes(tmp_path: Path, size: tuple[int, int]) -> None:
         await wait_until(pilot, lambda: "120 samples" in screen_text(app))
         assert "learning_rate" in screen_text(app)
         await pilot.press("ctrl+s")
-        await wait_until(pilot, lambda: "step 100 of 200" in screen_text(app))
+        await wait_until(pilot, lambda: "step 100/200" in screen_text(app))
         assert all(len(row) <= size[0] for row in screen_text(app).split("\n"))

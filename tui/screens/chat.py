@@ -17,6 +17,7 @@ from mlxtx.tui.widgets.composer import Completions, Composer
 from mlxtx.tui.widgets.message import MessageView
 from mlxtx.tui.widgets.transcript import Transcript
 from textual.app import ComposeResult
+from textual.containers import Center, Vertical
 from textual.content import Content
 from textual.widgets import Static
 
@@ -55,11 +56,13 @@ class ChatScreen(ChatActions):
         yield TitleBar()
         yield Transcript(self._empty_lines)
         completions = Completions()
-        yield completions
-        yield Static(id="waiting")
-        yield Composer(completions)
-        yield Meters()
-        yield Hints("chat", "app", extra=(("enter", "send"),))
+        # In a wide terminal these stand under the column of text, not across the whole screen.
+        with Center(), Vertical(id="bottom"):
+            yield completions
+            yield Static(id="waiting")
+            yield Composer(completions)
+            yield Meters()
+            yield Hints("chat", "app", extra=(("enter", "send"),))
 
     def on_mount(self) -> None:
         self.transcript = self.query_one(Transcript)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxtx.tui.clean import duration, one_line, size
+from mlxtx.tui.clean import clean, duration, one_line, size
 from mlxtx.tui.conversation import Conversation
 from mlxtx.tui.reply import Reply
 from mlxtx.tui.store import Message
@@ -149,6 +149,10 @@ class ChatActions(Screen[None]):
         self.show_path()
         self.transcript.cursor = min(at or 0, len(self.transcript.views) - 1)
         self.app.tell("Deleted, with what followed. u or /undo brings it back.")
+
+    def on_transcript_typed(self, event: Transcript.Typed) -> None:
+        self.composer.focus()
+        self.composer.insert(event.character)
 
     # Folding
 
@@ -298,10 +302,10 @@ class ChatActions(Screen[None]):
     _copied_code: tuple[tuple[int, int], int] = ((0, 0), 0)
 
     def _copy(self, text: str, name: str) -> None:
-        from mlxtx.tui.clipboard import copy
-
-        way = copy(self.app, text)
-        self.app.tell(f"Copied {name} ({size(len(text.encode('utf-8', 'replace')))}, {way}).")
+        text = clean(text)
+        self.app.copy_to_clipboard(text)
+        length = size(len(text.encode("utf-8", "replace")))
+        self.app.tell(f"Copied {name} ({length}, {self.app.copied_with or 'by the terminal'}).")
 
     def action_export(self, text: str = "") -> None:
         kind, _, path = text.partition(" ")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
 
-from mlxtx.tui.actions import ACTIONS, AREAS
+from mlxtx.tui.actions import ACTIONS, AREAS, keys_of
 from mlxtx.tui.widgets.bars import Hints, TitleBar
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -12,6 +13,9 @@ from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.screen import Screen
 from textual.widgets import Static
+
+if TYPE_CHECKING:
+    from mlxtx.tui.app import MlxtxApp
 
 _COLUMN = 32
 # What the input itself does; it is no action of the table.
@@ -25,12 +29,13 @@ _WRITING = (
 
 
 class HelpScreen(Screen[None]):
+    app: MlxtxApp
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q", "app.pop_screen")]
 
     def compose(self) -> ComposeResult:
         yield TitleBar()
         with VerticalScroll(can_focus=True):
-            yield Static(help_text(), classes="help")
+            yield Static(help_text(self.app.settings.keys), classes="help")
         yield Hints(extra=(("esc", "back"), ("up down", "scroll")))
 
     def on_mount(self) -> None:
@@ -38,7 +43,7 @@ class HelpScreen(Screen[None]):
         self.query_one(VerticalScroll).focus()
 
 
-def help_text() -> Content:
+def help_text(chosen: Mapping[str, str]) -> Content:
     parts: list[Content] = []
     for area, title in AREAS.items():
         parts.append(Content.assemble(("\n" if parts else "", ""), (title, "bold $text-primary")))
@@ -47,7 +52,7 @@ def help_text() -> Content:
         for a in ACTIONS:
             if a.area == area:
                 slash = f"/{a.slash} {a.usage}".rstrip() if a.slash else ""
-                parts.append(_row(a.keys.replace(",", " "), slash, a.title))
+                parts.append(_row(keys_of(a, chosen).replace(",", " "), slash, a.title))
     return Content("\n").join(parts)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mlxtx.tui.actions import ACTIONS, key_name
+from mlxtx.tui.actions import ACTIONS, key_name, keys_of
 from mlxtx.tui.clean import duration, one_line, size
 from rich.cells import cell_len
 from textual.content import Content
@@ -143,12 +143,18 @@ class Hints(Bar):
 
     def __init__(self, *areas: str, extra: tuple[tuple[str, str], ...] = ()) -> None:
         super().__init__()
-        self._parts = [_hint(key, word) for key, word in extra]
-        for action in (a for area in areas for a in ACTIONS if a.area == area and a.hint):
+        self._areas, self._extra = areas, extra
+        self._parts: list[Content] = []
+
+    def on_mount(self) -> None:
+        chosen = getattr(self.app, "settings").keys  # noqa: B009
+        self._parts = [_hint(key, word) for key, word in self._extra]
+        for action in (a for area in self._areas for a in ACTIONS if a.area == area and a.hint):
             name = action.name.removeprefix("screen.")
             target = "app" if action.area == "app" else "screen"
             click = Style.from_meta({"@click": f"{target}.{name}"})
-            self._parts.append(_hint(key_name(action.keys), action.hint).stylize(click))
+            keys = key_name(keys_of(action, chosen))
+            self._parts.append(_hint(keys, action.hint).stylize(click))
 
     def render(self) -> Content:
         room = self.content_size.width

@@ -49,7 +49,9 @@ class Completions(Widget):
         width = self.content_size.width
         lines = []
         for number, (name, words) in enumerate(rows, top):
-            line = Content.assemble((name.ljust(column), "$text-primary"), (words, "$text-muted"))
+            line = Content.assemble(
+                (name.ljust(column), "$text-primary"), (words, "$foreground 60%")
+            )
             line = line.truncate(width, ellipsis=True, pad=True)
             lines.append(line.stylize("on $surface-lighten-2") if number == self.at else line)
         return Content("\n").join(lines)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from mlxtx.tui.clean import clean, duration, size
 from mlxtx.tui.lines import BLANK, Line, code_tail, layout, styled, wrap, wrap_plain
 from mlxtx.tui.markdown import Block, Splitter, parse
@@ -13,6 +15,8 @@ from textual.style import Style
 _LONG_USER_LINES = 40
 _SHOWN_USER_LINES = 12
 _USER_BAR = "▌ "
+# Models write their thinking between marks such as <think> and </think>.
+_MARKS = re.compile(r"^<\|?[\w/]+\|?>|<\|?/?[\w/]+\|?>$")
 
 
 class MessageView:
@@ -143,7 +147,7 @@ class MessageView:
         bar = styled("│ ", ".note")
         body = [
             Line(bar + line.content, "", line.wrapped, 2)
-            for line in wrap_plain(clean(message.thinking).strip(), max(1, width - 2), ".thinking")
+            for line in wrap_plain(_thought(message.thinking), max(1, width - 2), ".thinking")
         ]
         return [head, *body, BLANK]
 
@@ -175,6 +179,11 @@ class MessageView:
 
         middle = styled(f" {self.version}/{self.versions} ", ".note")
         return arrow("◂", -1) + middle + arrow("▸", 1)
+
+
+def _thought(text: str) -> str:
+    """The thinking without the marks around it."""
+    return _MARKS.sub("", clean(text).strip()).strip()
 
 
 def figures(message: Message) -> list[str]:

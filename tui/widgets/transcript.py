@@ -37,6 +37,8 @@ class Transcript(ScrollView, can_focus=True):
     """Shows ``views``; follows the end until the reader scrolls away from it."""
 
     BINDINGS = bindings("messages")
+    # A click selects text; the keys of messages (d deletes) must not follow from it.
+    FOCUS_ON_CLICK = False
     COMPONENT_CLASSES: ClassVar[set[str]] = {
         "user", "user-bar", "attachment", "note", "thinking", "switch", "cursor", "empty-title",
         "state-stopped", "state-failed", "state-lost", "earlier",
@@ -51,6 +53,13 @@ class Transcript(ScrollView, can_focus=True):
 
         def __init__(self, view: MessageView) -> None:
             self.view = view
+            super().__init__()
+
+    class Typed(TextualMessage):
+        """A character that is no key of a message: it belongs to the input."""
+
+        def __init__(self, character: str) -> None:
+            self.character = character
             super().__init__()
 
     def __init__(self, empty: Callable[[int], list[Line]] | None = None) -> None:
@@ -282,6 +291,12 @@ class Transcript(ScrollView, can_focus=True):
 
     def on_blur(self) -> None:
         self.refresh()
+
+    def on_key(self, event: events.Key) -> None:
+        bound = self._bindings.key_to_bindings
+        if event.is_printable and event.character and event.key not in bound:
+            event.stop()
+            self.post_message(self.Typed(event.character))
 
     def action_up(self) -> None:
         self._move(-1)

@@ -1,0 +1,313 @@
+"""What the engine's jobs do with a real model, a tiny one: load, talk, count, adapt, train."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from mlxtx.engine import (
+    Convert,
+    Count,
+    Download,
+    Engine,
+    Generate,
+    Load,
+    Plan,
+    Preview,
+    Search,
+    Stop,
+    Train,
+    Unload,
+)
+from mlxtx.events import Delta, Done, Failed, Loaded, Prefill, Progress, Stats
+from mlxtx.tiny_model import write_tiny_model
+from tests.checkpoint.hub_server import Hub
+from tests.tui.test_engine import Events
+
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    write_tiny_model(folder)
+    return folder
+
+
+class Desk:
+    """An engine, and jobs run one after another with their events."""
+
+    def __init__(self) -> None:
+        self.events = Events()
+        self.engine = Engine(self.events)
+
+    def run(self, job: Any, seconds: float = 60.0) -> list[Any]:
+        number = self.engine.submit(job)
+        self.events.wait_end(number, seconds)
+        return self.events.of(number)
+
+    def text(self, **values: Any) -> str:
+        options = {"max_tokens": 12, **values.pop("options", {})}
+        events = self.run(Generate(**{"messages": HELLO, **values}, options=options))
+        assert isinstance(events[-1], Done), events[-1]
+        return "".join(event.text for event in events if isinstance(event, Delta))
+
+
+@pytest.fixture
+def desk() -> Any:
+    desk = Desk()
+    yield desk
+    desk.engine.close()
+
+
+def loaded(desk: Desk, model: Path, **values: Any) -> Loaded:
+    events = desk.run(Load(model=str(model), **values))
+    assert isinstance(events[-1], Done), events[-1]
+    return next(event for event in events if isinstance(event, Loaded))
+
+
+def test_loading_and_answering(desk: Desk, model: Path) -> None:
+    event = loaded(desk, model)
+    assert event.model == str(model) and event.context == 2048 and event.bytes > 100_000
+    assert event.details["memory_limit"] > 1e9
+    events = desk.run(Generate(messages=HELLO, options={"max_tokens": 12}))
+    assert isinstance(events[0], Prefill)
+    stats = events[-1].stats
+    assert events[-1].reason == "length" and stats.generated_tokens == 12
+    assert len([e for e in events if isinstance(e, Delta) and e.token is not None]) == 12
+    # The same model again is there at once: nothing is read.
+    again = desk.run(Load(model=str(model)))
+    assert not [event for event in again if isinstance(event, Progress)]
+
+
+def test_the_next_turn_reads_only_what_is_new(desk: Desk, model: Path) -> None:
+    loaded(desk, model)
+    said = desk.text()
+    more = [*HELLO, {"role": "assistant", "content": said}, {"role": "user", "content": "More"}]
+    events = desk.run(Generate(messages=more, options={"max_tokens": 4}))
+    assert events[-1].stats.reused_tokens >= 8
+    # Another cache setting starts anew; the same question has the same answer as before.
+    events = desk.run(Generate(messages=more, options={"max_tokens": 4, "kv": "k8v8g32"}))
+    assert isinstance(events[-1], Done) and events[-1].stats.reused_tokens == 0
+    assert desk.text() == said
+
+
+def test_a_reply_goes_on_where_it_ended(desk: Desk, model: Path) -> None:
+    loaded(desk, model)
+    whole = desk.text(options={"max_tokens": 16})
+    begun = [*HELLO, {"role": "assistant", "content": whole[: len(whole) // 2]}]
+    events = desk.run(Generate(messages=begun, options={"max_tokens": 4}, goes_on=True))
+    from mlxtx.text.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(model)
+    prompt = tokenizer.encode_chat(HELLO)
+    prompt += tokenizer.encode(begun[-1]["content"], add_special=False)
+    assert events[-1].stats.prompt_tokens == len(prompt)
+
+
+def test_stop_ends_within_a_token_and_tells_the_figures(desk: Desk, model: Path) -> None:
+    loaded(desk, model)
+    number = desk.engine.submit(
+        Generate(messages=HELLO, options={"max_tokens": 2000, "temperature": 1.0, "seed": 1})
+    )
+    while not [e for e in desk.events.of(number) if isinstance(e, Delta)]:
+        pass
+    before = len(desk.events.of(number))
+    desk.engine.submit(Stop(job=number))
+    at_stop = len(desk.events.of(number))
+    end = desk.events.wait_end(number)
+    assert isinstance(end, Done) and end.reason == "stopped" and end.stats is not None
+    assert end.stats.generated_tokens >= 1
+    # What came after the flag: the token in work, a figure, the held-back text, the end.
+    assert len(desk.events.of(number)) - max(before, at_stop) <= 5
+
+
+def test_speed_and_memory_are_told_while_it_writes(
+    desk: Desk, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlxtx.engine_jobs._STATS_SECONDS", 0.0)
+    loaded(desk, model)
+    events = desk.run(Generate(messages=HELLO, options={"max_tokens": 20}))
+    figures = [event for event in events if isinstance(event, Stats)]
+    assert len(figures) >= 10
+    assert figures[-1].generated_tokens == len([e for e in events if isinstance(e, Delta)])
+    assert figures[-1].cache_bytes > 0 and figures[-1].memory_bytes > 100_000
+
+
+def test_counting_and_unloading(desk: Desk, model: Path) -> None:
+    loaded(desk, model)
+    assert desk.run(Count(text="hello world, hello"))[-1].details["tokens"] > 3
+    desk.run(Unload())
+    (end,) = desk.run(Count(text="x"))
+    assert isinstance(end, Failed) and "No model is loaded" in end.message
+
+
+def test_a_bad_model_or_option_is_one_line(desk: Desk, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "lama"}')
+    for job in (Load(model=str(tmp_path)), Load(model="/no/such/folder")):
+        end = desk.run(job)[-1]
+        assert isinstance(end, Failed) and "\n" not in end.message and end.message
+    loaded(desk, model)
+    end = desk.run(Generate(messages=HELLO, options={"heat": 1}))[-1]
+    assert isinstance(end, Failed) and "unknown option 'heat'" in end.message
+    end = desk.run(Generate(messages=HELLO, options={"kv": "k7v7"}))[-1]
+    assert isinstance(end, Failed) and "\n" not in end.message
+    # And the engine still answers.
+    assert desk.text()
+
+
+def write_data(folder: Path) -> Path:
+    rows = [("Who are you?", "I am a helper."), ("Name a river", "The Rhine."), ("Hi", "Hello.")]
+    file = folder / "data.jsonl"
+    file.write_text(
+        "".join(
+            json.dumps({"messages": [{"role": "user", "content": ask},
+                                     {"role": "assistant", "content": say}]}) + "\n"
+            for ask, say in rows
+        )
+    )  # fmt: skip
+    return file
+
+
+def test_preview_train_with_samples_and_switch_the_adapter(
+    desk: Desk, model: Path, tmp_path: Path
+) -> None:
+    data = str(write_data(tmp_path))
+    options = {"iters": 12, "batch_size": 2, "rank": 4, "learning_rate": 1e-2, "report_every": 3}
+    found = desk.run(Preview(model=str(model), data=data, options=options))[-1].details
+    assert found["count"] == 3 and found["fits"]
+    pieces = [tuple(piece) for piece in found["samples"][0]]
+    assert [learned for _, learned in pieces] == [False, True]
+    assert "I am a helper." in pieces[1][0]
+
+    def losses(events: list[Any]) -> list[float]:
+        steps = [e for e in events if isinstance(e, Progress) and e.stage == "train"]
+        return [event.details["loss"] for event in steps]
+
+    plain = desk.run(Train(model=str(model), data=data, out=str(tmp_path / "a"), options=options))
+    tried = {**options, "sample_prompt": "Hi", "sample_every": 6}
+    sampled = desk.run(Train(model=str(model), data=data, out=str(tmp_path / "b"), options=tried))
+    assert losses(plain) == losses(sampled), "trying the adapter does not change the training"
+    assert losses(plain)[-1] < losses(plain)[0]
+    said = [e for e in sampled if isinstance(e, Progress) and e.stage == "sample"]
+    assert [event.done for event in said] == [6, 12]
+    assert all(event.details["prompt"] == "Hi" for event in said)
+
+    loaded(desk, model)
+    before = desk.text()
+    switched = desk.run(Load(model=str(model), adapter=str(tmp_path / "b")))
+    assert not [event for event in switched if isinstance(event, Progress)], "the base stays"
+    changed = desk.text()
+    assert changed != before
+    loaded(desk, model)
+    assert desk.text() == before
+    # An adapter that is no adapter leaves the base without one.
+    end = desk.run(Load(model=str(model), adapter=str(tmp_path)))[-1]
+    assert isinstance(end, Failed)
+    assert desk.text() == before
+
+
+def test_training_is_paused_with_its_state_and_goes_on(
+    desk: Desk, model: Path, tmp_path: Path
+) -> None:
+    data, out = str(write_data(tmp_path)), str(tmp_path / "run")
+    options = {"iters": 4000, "batch_size": 1, "rank": 2, "report_every": 1}
+    number = desk.engine.submit(Train(model=str(model), data=data, out=out, options=options))
+    while len([e for e in desk.events.of(number) if isinstance(e, Progress)]) < 6:
+        pass
+    desk.engine.submit(Stop(job=number))
+    end = desk.events.wait_end(number)
+    assert isinstance(end, Done) and end.reason == "stopped"
+    assert (Path(out) / "adapter_config.json").exists(), "what was learned can be tried"
+    again = {**options, "resume": True}
+    number = desk.engine.submit(Train(model=str(model), data=data, out=out, options=again))
+    while not [e for e in desk.events.of(number) if getattr(e, "stage", "") == "train"]:
+        pass
+    first = next(e for e in desk.events.of(number) if getattr(e, "stage", "") == "train")
+    desk.engine.submit(Stop(job=number))
+    desk.events.wait_end(number)
+    assert first.done > 4
+
+
+def test_the_plan_is_what_the_screen_needs(desk: Desk, model: Path) -> None:
+    found = desk.run(Plan(model=str(model)))[-1].details
+    assert found["fits"] and found["weights"] > 100_000 and found["limit"] > 1e9
+    assert {"cache_per_1k", "total", "context", "largest_context"} <= found.keys()
+    json.dumps(found)
+
+
+def test_conversion_reports_and_its_result_loads(desk: Desk, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "four"
+    options = {"bits": 4, "group_size": 64}
+    events = desk.run(Convert(source=str(model), out=str(out), options=options), 120)
+    assert isinstance(events[-1], Done), events[-1]
+    assert [event for event in events if isinstance(event, Progress)]
+    from mlxtx.tui.library import read_model
+
+    assert read_model(out, "four", str(out)).bits == 4
+    loaded(desk, out)
+    assert desk.text()
+
+
+def test_a_download_through_the_engine(
+    desk: Desk, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {path.name: path.read_bytes() for path in model.iterdir() if path.is_file()}
+    with Hub({"org/tiny": {"main": files}}).serving() as hub:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        end = desk.run(Download(repo="org/none"))[-1]
+        assert isinstance(end, Failed) and "org/none" in end.message
+    end = desk.run(Download(repo="not a repo"))[-1]
+    assert isinstance(end, Failed) and "\n" not in end.message
+
+
+class _Search(BaseHTTPRequestHandler):
+    asked: list[dict[str, list[str]]] = []  # noqa: RUF012
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.asked.append(parse_qs(urlsplit(self.path).query))
+        row = {
+            "id": "org/tiny-4bit", "modelId": "org/tiny-4bit", "downloads": 12, "likes": 3,
+            "lastModified": "2026-10-01T10:00:00.000Z", "gated": "manual", "tags": ["mlx"],
+            "safetensors": {"parameters": {"BF16": 10, "U32": 100}, "total": 110},
+        }  # fmt: skip
+        body = json.dumps([row, {"id": "org/odd", "modelId": "org/odd"}]).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def test_searching_the_hub(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = HTTPServer(("127.0.0.1", 0), _Search)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
+    try:
+        found = desk.run(Search(query="tiny", mlx_only=True, sort="likes"))[-1]
+        assert isinstance(found, Done), found
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert found.details["models"][0] == {
+        "id": "org/tiny-4bit", "downloads": 12, "likes": 3, "modified": "2026-10-01",
+        "gated": True, "mlx": True, "bytes": 420,
+    }  # fmt: skip
+    assert found.details["models"][1]["bytes"] == 0
+    asked = _Search.asked[0]
+    assert asked["search"] == ["tiny"] and asked["limit"] == ["50"] and "mlx" in str(asked)
+    # And with nobody there: one line.
+    end = desk.run(Search(query="tiny"))[-1]
+    assert isinstance(end, Failed) and "The Hub can't be searched" in end.message
+    assert "\n" not in end.message
