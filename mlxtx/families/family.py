@@ -51,7 +51,7 @@ class Family:
     def names(self, config: Mapping[str, Any]) -> NameMap:
         """The two-way map of the tensor names of a checkpoint with this ``config.json``."""
         decoder = self._read(config)
-        from mlxtx.families.mlx_layout import ALIASES, mlx_rules
+        from mlxtx.families.mlx_layout import mlx_rules
 
         rules = self.rules
         method = (config.get("quantization_config") or {}).get("quant_method")
@@ -62,5 +62,5 @@ class Family:
         return NameMap(
             (*mlx_rules(self.model_type, decoder), *own),
             drops=(*SAVED_BUFFERS, *unused, *self.drops),
-            aliases=(*self.aliases, *ALIASES.get(self.model_type, ())),
+            aliases=self.aliases,
         )

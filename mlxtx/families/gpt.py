@@ -179,7 +179,7 @@ def _codegen_rules(decoder: DecoderConfig) -> tuple[Rule, ...]:
     return (*FRAME, Rule((f"{GPT}.attn.qkv_proj",), ours, split), *J)
 
 
-def _neox_rules(decoder: DecoderConfig) -> tuple[Rule, ...]:
+def neox_rules(decoder: DecoderConfig) -> tuple[Rule, ...]:
     theirs = "gpt_neox.layers.{i}"
     return (
         *outer("gpt_neox.embed_in=model.embed_tokens gpt_neox.final_layer_norm=model.norm"),
@@ -209,7 +209,7 @@ FAMILIES = (
     Family("gpt2", gpt2, _gpt2_rules, BARE),
     Family("gpt_bigcode", gpt_bigcode, _bigcode_rules, BARE),
     Family("gpt_neo", gpt_neo, FRAME + NEO, BARE),
-    Family("gpt_neox", gpt_neox, _neox_rules),
+    Family("gpt_neox", gpt_neox, neox_rules),
     Family("gptj", gptj, FRAME + J, BARE),
     Family("codegen", gptj, _codegen_rules, BARE),
     Family("opt", opt, OPT, ((r"^decoder\.", "model.decoder."),)),

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from mlxtx.decoder.config import DecoderConfig
 from mlxtx.families.names import Rule, stacked_experts
-from mlxtx.families.rules import LAYER, attention_of, names, outer, qkv
+from mlxtx.families.rules import LAYER, attention_of, names, qkv
 from mlxtx.families.transforms import Reshaped
 
 Rules = Callable[[DecoderConfig], tuple[Rule, ...]]
@@ -35,18 +35,40 @@ def _dbrx(decoder: DecoderConfig) -> tuple[Rule, ...]:
     return _mlx(*stacked_experts(theirs, f"{LAYER}.mlp.switch_mlp", parts))
 
 
+def _respelled(rules: tuple[Rule, ...], *pairs: tuple[str, str]) -> tuple[Rule, ...]:
+    """The family's own rules with their names spelled otherwise."""
+
+    def spell(name: str) -> str:
+        for old, new in pairs:
+            name = name.replace(old, new)
+        return name
+
+    return _mlx(*(replace(rule, sources=tuple(map(spell, rule.sources))) for rule in rules))
+
+
 def _gpt2(decoder: DecoderConfig) -> tuple[Rule, ...]:
-    theirs = "model.h.{i}"
-    return _mlx(
-        *outer("model.wte=model.embed_tokens model.wpe=model.embed_positions"),
-        *outer("model.ln_f=model.norm"),
-        qkv(f"{theirs}.attn.c_attn", attention_of(decoder)),
-        *names(
-            "ln_1=input_layernorm ln_2=post_attention_layernorm attn.c_proj=self_attn.o_proj"
-            " mlp.c_fc=mlp.up_proj mlp.c_proj=mlp.down_proj",
-            theirs,
-        ),
+    """GPT-2's own modules with nothing transposed."""
+    from mlxtx.families.gpt import FRAME, GPT, LINEAR
+
+    fused = qkv(f"{GPT}.attn.c_attn", attention_of(decoder))
+    return _respelled((*FRAME, fused, *names(LINEAR, GPT)), ("transformer.", "model."))
+
+
+def _gptj(decoder: DecoderConfig) -> tuple[Rule, ...]:
+    from mlxtx.families.gpt import FRAME, J
+
+    return _respelled(FRAME + J, ("transformer.", "model."))
+
+
+def _neox(decoder: DecoderConfig) -> tuple[Rule, ...]:
+    from mlxtx.families.gpt import neox_rules
+
+    pairs = (
+        ("gpt_neox.layers", "model.h"),
+        ("gpt_neox.", "model."),
+        ("embed_out", "model.embed_out"),
     )
+    return _respelled(neox_rules(decoder), *pairs)
 
 
 def _latent(decoder: DecoderConfig) -> tuple[Rule, ...]:
@@ -63,7 +85,7 @@ def _apertus(decoder: DecoderConfig) -> tuple[Rule, ...]:
             (f"{LAYER}.mlp.act_fn.{name}",),
             (f"{LAYER}.mlp.act_fn.{name}",),
             Reshaped((), (1,)),
-            layout="read",
+            layout="mlx",
             when=lambda shape: shape == (),
             single=True,
         )
@@ -81,7 +103,9 @@ RULES: dict[str, Rules] = {
     "dots1": _experts_at("mlp.experts"),
     "gemma4_text": _experts_at("experts.switch_glu", "experts.switch_mlp"),
     "gpt2": _gpt2,
+    "gpt_neox": _neox,
     "gpt_oss": _experts_at("mlp.experts", "mlp.switch_mlp", "mlp.router=mlp.gate"),
+    "gptj": _gptj,
     "granitemoe": _BLOCK_SPARSE,
     "granitemoeshared": _BLOCK_SPARSE,
     "llama4_text": _experts_at("feed_forward.experts"),
@@ -89,16 +113,6 @@ RULES: dict[str, Rules] = {
     "minimax_m2": _BLOCK_SPARSE,
     "mixtral": _BLOCK_SPARSE,
     "phimoe": _BLOCK_SPARSE,
-}
-
-# Other spellings in MLX checkpoints: (pattern, replacement), see ``NameMap.aliases``.
-ALIASES: dict[str, tuple[tuple[str, str], ...]] = {
-    "gptj": ((r"^model\.(wte|ln_f|h)\.", r"transformer.\1."),),
-    "gpt_neox": (
-        (r"^model\.h\.", "gpt_neox.layers."),
-        (r"^model\.(embed_in|final_layer_norm)\.", r"gpt_neox.\1."),
-        (r"^model\.embed_out\.", "embed_out."),
-    ),
 }
 
 
