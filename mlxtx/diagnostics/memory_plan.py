@@ -216,12 +216,12 @@ def check_plan(plan: MemoryPlan, *, force: bool = False) -> None:
 def _ways(plan: MemoryPlan) -> list[str]:
     """Two or three things that make the plan smaller, the most likely to help first."""
     if plan.weights > plan.limit:
-        return ["take a smaller model", "quantize its weights (mlxtx convert)"]
+        return ["take a smaller model", "pack its weights into fewer bits (mlxtx convert)"]
     if plan.training:
         return [
             "train shorter samples or a smaller batch",
             "checkpoint activations",
-            "start from quantized weights (mlxtx convert)",
+            "start from packed weights (mlxtx convert)",
         ]
     ways = []
     if plan.largest_context >= SMALLEST_CONTEXT and plan.largest_context < plan.context:
@@ -230,7 +230,7 @@ def _ways(plan: MemoryPlan) -> list[str]:
         ways.append("quantize the cache (--kv k8v4g64)")
     if plan.batch > 1:
         ways.append("fewer sequences at once (--batch)")
-    ways.append("quantize the weights (mlxtx convert)")
+    ways.append("pack the weights into fewer bits (mlxtx convert)")
     return ways[:3]
 
 

@@ -116,3 +116,22 @@ def test_a_model_that_does_not_fit_is_not_loaded(monkeypatch):
     with pytest.raises(MlxtxError, match="--force"):
         load(tiny_folder())
     assert load(tiny_folder(), force=True).prefill_chunk < 1024
+
+
+def test_commands_refuse_what_does_not_fit_unless_forced(monkeypatch, capsys):
+    from mlxtx.cli import main
+
+    monkeypatch.setenv("MLXTX_MEMORY_LIMIT", "3000000")
+    options = ["--model", str(tiny_folder()), "--max-tokens", "2"]
+    assert main(["generate", *options, "--prompt", "Hello"]) == 2
+    told = capsys.readouterr().err
+    assert "3.00 MB" in told and "--force" in told
+    assert main(["generate", *options, "--force", "--prompt", "Hello"]) == 0
+    capsys.readouterr()
+    assert main(["plan", str(tiny_folder()), "--kv", "k4v4g32"]) == 1
+    assert "does not fit" in capsys.readouterr().out
+    monkeypatch.delenv("MLXTX_MEMORY_LIMIT")
+    assert main(["plan", str(tiny_folder()), "--kv-bits", "8,4", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kv"] == "k8v4g64"
+    assert main(["plan", str(tiny_folder()), "--kv", "k7v4"]) == 2
+    assert "not 7" in capsys.readouterr().err
