@@ -204,7 +204,8 @@ class Trainer:
             loss = self._loop(started)
         except BaseException:
             self._restore_good()
-            self._save_state()
+            if self.step:  # a run that did nothing leaves nothing
+                self._save_state()
             raise
         self._save_state()
         self.write(self.out)

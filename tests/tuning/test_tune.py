@@ -174,6 +174,18 @@ def test_wrong_options_say_what_is_wrong(folder, tmp_path, options, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_that_fails_at_once_leaves_no_state(folder, tmp_path):
+    def refuse(event):
+        raise KeyboardInterrupt
+
+    seen = {"report_every": 1, "iters": 3}
+    model = mlxtx.load(folder / "model")
+    model.model.lm_head.weight = model.model.lm_head.weight * mx.nan
+    with pytest.raises(KeyboardInterrupt):
+        mlxtx.tune(model, folder, tmp_path / "out", on_event=refuse, **seen)
+    assert not (tmp_path / "out" / "state").exists()
+
+
 def test_a_plan_that_does_not_fit_stops_before_the_first_step(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("mlxtx.tuning.memory.available_memory", lambda: 100_000)
     with pytest.raises(MlxtxError, match=r"a step would need about .* use a smaller batch_size"):
