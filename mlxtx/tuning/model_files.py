@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
+from mlxtx.checkpoint.card import copy_companions
+from mlxtx.checkpoint.quantization import Quantization, QuantizationTable
 from mlxtx.checkpoint.safetensors import dtype_name, encode_header, write_array
 from mlxtx.families import family_for
+from mlxtx.families.names import Plan
 from mlxtx.files import atomic_write, write_json_atomic
 from mlxtx.tuning.trees import named
 
 if TYPE_CHECKING:
     from mlxtx.language_model import LanguageModel
-
-# Files of a checkpoint that hold no weights and belong to every copy of the model.
-_COMPANIONS = ("*.json", "*.jinja", "tokenizer.model", "*.txt", "*.tiktoken")
-_LEFT_OUT = ("model.safetensors.index.json", "config.json", "adapter_config.json")
 
 
 def save_like(language_model: LanguageModel, folder: str | Path) -> None:
@@ -41,10 +40,7 @@ def save_model(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if source is not None and source.resolve() != folder.resolve():
-        for pattern in _COMPANIONS:
-            for path in sorted(source.glob(pattern)):
-                if path.name not in _LEFT_OUT:
-                    shutil.copyfile(path, folder / path.name)
+        copy_companions(source, folder)
     packed = quantization_of(model)
     written = {k: v for k, v in config.items() if k not in ("quantization", "quantization_config")}
     names = family_for(written).names(written)  # of what is written, not of what was read
@@ -62,38 +58,30 @@ def save_model(
         for name in list(tensors):
             write_array(file, tensors.pop(name))
     if packed:
-        written["quantization"] = _told(packed, names, weights)
+        written["quantization"] = _told(packed, plan)
     # Last, for its presence says that all is there.
     write_json_atomic(folder / "config.json", written)
 
 
-def quantization_of(model: Any) -> dict[str, dict[str, Any]]:
+def quantization_of(model: Any) -> dict[str, Quantization]:
     """How each packed layer is packed, by its path."""
     return {
-        path: {"group_size": m.group_size, "bits": m.bits, "mode": m.mode}
+        path: Quantization(m.bits, m.group_size, m.mode)
         for path, m in model.named_modules()
         if "scales" in m
     }
 
 
-def _told(packed: Mapping[str, Any], names: Any, weights: Mapping[str, Any]) -> dict[str, Any]:
-    """The config's ``quantization``: the commonest packing, and each layer that differs."""
-    kinds = list(packed.values())
-    common = max(kinds, key=kinds.count)
-    told: dict[str, Any] = dict(common)
-    plan = names.plan_save(
-        {f"{p}.weight": tuple(weights[f"{p}.weight"].shape) for p in _modules(weights)}, "mlx"
-    )
-    for group in plan.groups:
-        own = packed.get(group.sources[0].removesuffix(".weight"))
-        for target in group.targets:
-            path = target.removesuffix(".weight")
-            if own is None and weights[group.sources[0]].ndim >= 2:
-                told[path] = False
-            elif own is not None and own != common:
-                told[path] = own
-    return told
-
-
-def _modules(weights: Mapping[str, Any]) -> list[str]:
-    return [n.removesuffix(".weight") for n in weights if n.endswith(".weight")]
+def _told(packed: Mapping[str, Quantization], plan: Plan) -> dict[str, Any]:
+    """The config's ``quantization``: the commonest packing, and each layer that differs, under
+    the names that are written."""
+    written = {
+        target.removesuffix(".scales"): packed[group.sources[0].removesuffix(".scales")]
+        for group in plan.groups
+        for target in group.targets
+        if target.endswith(".scales")
+    }
+    default = Counter(written.values()).most_common(1)[0][0]
+    return QuantizationTable(
+        default, {path: kind for path, kind in written.items() if kind != default}
+    ).to_json()

@@ -102,7 +102,7 @@ def test_more_bits_are_found_by_themselves(made, tmp_path):
     report = fuse(made / "packed", adapter, tmp_path, data=data, bits="auto")
     assert report.written and report.kept >= 0.95 and report.bits > 4
     net, _ = load_model(tmp_path, unpack=False)
-    assert {q["bits"] for q in quantization_of(net).values()} == {report.bits}
+    assert {q.bits for q in quantization_of(net).values()} == {report.bits}
     again = mlxtx.load(tmp_path)
     found = evaluate_samples(again.model, held_out(again, data))
     assert found.loss == pytest.approx(report.fused_loss, rel=1e-4)
