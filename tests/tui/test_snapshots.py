@@ -56,13 +56,13 @@ Steps = Callable[[Any], Awaitable[None]]
 def picture(snap_compare: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """``picture(script, steps, size)``: the app after ``steps``, compared with its snapshot."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("textual.widgets.TextArea._toggle_cursor_blink_visible", lambda area: None)
+    monkeypatch.setattr("textual.widgets.Input._toggle_cursor", lambda field: None)
 
     def compare(script: Script, steps: Steps, size: tuple[int, int] = (80, 24)) -> bool:
         app = make_app(Path(), script)
 
         async def run_before(pilot: Any) -> None:
-            for area in app.query("Composer"):
-                area.cursor_blink = False
             await wait_until(pilot, lambda: app.model.state == "ready")
             await steps(pilot)
             await pilot.pause()
@@ -146,7 +146,6 @@ def test_the_engine_ended(picture: Any) -> None:
 def test_sampling_panel(picture: Any) -> None:
     async def steps(pilot: Any) -> None:
         await key(pilot, "ctrl+s", "repetition_penalty")
-        pilot.app.screen.query_one("TextArea").cursor_blink = False
         await pilot.press("tab")
 
     assert picture(Script(), steps)
@@ -198,8 +197,6 @@ def test_hub_with_a_download(picture: Any) -> None:
 def test_training_form_with_a_dry_run(picture: Any) -> None:
     async def steps(pilot: Any) -> None:
         await key(pilot, "f4", "Train an adapter")
-        for field in pilot.app.screen.query("Input"):
-            field.cursor_blink = False
         pilot.app.screen.query_one("#data").value = "data.jsonl"
         await key(pilot, "ctrl+r", "120 samples")
 
