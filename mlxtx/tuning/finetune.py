@@ -144,7 +144,9 @@ def make_job(model: Any, data: Any, *, on_event: Any = None, **options: Any) -> 
     """Loads the model and the data and plans the run, without a step."""
     encoding = {k: options.pop(k) for k in ("loss_on", "max_length", "too_long") if k in options}
     part = options.pop("validation_part", 0.0)
-    prompts = options.pop("sample_prompts", ())
+    prompts = list(options.pop("sample_prompts", ()))
+    if prompt := options.pop("sample_prompt", None):
+        prompts.append(prompt)
     if options.get("method") == "full":
         options.setdefault("learning_rate", _FULL_RATE)
     options.setdefault("iters", 100)
@@ -216,7 +218,7 @@ def tune(
     iters=100, batch_size=4, learning_rate, optimizer="adamw", schedule, warmup, accumulate,
     clip, checkpoint, packing, seed=0, save_every, validate_every ... (``Training``);
     loss_on="assistant", max_length=2048, too_long="cut" (``Encoder``); validation_part=0.0;
-    sample_prompts, answered every sample_every steps.
+    sample_prompt (or a list, sample_prompts), answered every sample_every steps.
     ``resume`` goes on from the state in ``out``. Raises MlxtxError with one line that says what
     is wrong; nothing in ``out`` is lost by it.
     """

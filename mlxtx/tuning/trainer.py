@@ -202,10 +202,12 @@ class Trainer:
         started, loss = time.perf_counter(), math.nan
         try:
             loss = self._loop(started)
-        except BaseException:
+        except BaseException as error:
             self._restore_good()
             if self.step:  # a run that did nothing leaves nothing
                 self._save_state()
+                if isinstance(error, KeyboardInterrupt):  # what was learned so far can be tried
+                    self.write(self.out)
             raise
         self._save_state()
         self.write(self.out)

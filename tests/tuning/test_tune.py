@@ -104,6 +104,7 @@ def test_resume_through_the_command(folder, tmp_path, capsys):
     options = {"iters": 8, "report_every": 2, "learning_rate": 1e-2, "dropout": 0.2}
     with pytest.raises(KeyboardInterrupt):
         mlxtx.tune(folder / "model", folder, tmp_path / "cut", on_event=stop, **options)
+    assert mlxtx.load(folder / "model", adapter=tmp_path / "cut").model is not None
     with pytest.raises(MlxtxError, match="holds a run already: resume it"):
         mlxtx.tune(folder / "model", folder, tmp_path / "cut", **options)
     assert lora.main([*arguments, "--out", str(tmp_path / "cut"), "--resume"]) == 0
@@ -125,7 +126,7 @@ def test_answers_while_it_trains_change_nothing(folder, tmp_path):
         folder / "model",
         folder,
         tmp_path / "b",
-        sample_prompts=["what is 3 plus 3"],
+        sample_prompt="what is 3 plus 3",
         sample_every=2,
         on_event=seen.append,
         **options,
