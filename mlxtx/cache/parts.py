@@ -26,6 +26,9 @@ SCORES_AT_A_TIME = 1 << 18  # numbers: 1 MB in float32, a few times that with wh
 DECODED_AT_A_TIME = 1 << 20  # numbers of decoded keys, and as many values
 QUERIES_AT_A_TIME = 64
 SMALLEST_SLICE = 64  # rows
+FEW_SCORES = (
+    1 << 12
+)  # up to here MLX's own attention is faster on a CPU, beyond up to twice as slow
 
 
 def attend_parts(
@@ -68,7 +71,7 @@ def _few_scores(q: mx.array, keys: mx.array, spec: AttentionSpec, step: Step) ->
     """MLX's own attention makes all scores on a CPU; where they are few it has the fewest steps.
     (In float32 only: it would compute in half precision. And a row of padding must give 0.)"""
     simple = spec.softcap is None and not spec.slopes and not step.left_padding
-    few = q.shape[0] * q.shape[1] * q.shape[2] * keys.shape[2] <= SCORES_AT_A_TIME
+    few = q.shape[0] * q.shape[1] * q.shape[2] * keys.shape[2] <= FEW_SCORES
     return simple and few and q.dtype == mx.float32
 
 
