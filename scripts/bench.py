@@ -6,7 +6,8 @@
 Every round runs in a process of its own. With --against both engines do the same work in turns
 (the order swaps every round), and each ratio is the median over the rounds of mlxtx divided by
 mlx-lm. --random makes a Llama with random weights: 8 layers, width 512, 8 query and 2 key/value
-heads, 32,000 tokens. Set LD_PRELOAD before the command to give both sides the same BLAS.
+heads, 32,000 tokens; with --config FILE it is the model of that config.json instead
+(scripts/bench_experts.json is a mixture of experts). Set LD_PRELOAD before the command to give both sides the same BLAS.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--model", "-m", metavar="PATH_OR_ID")
     parser.add_argument("--random", choices=["float32", "bfloat16", "float16", "4bit"])
+    parser.add_argument("--config", type=Path, metavar="FILE", help="for --random")
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"])
     parser.add_argument("--prompt-lengths", default="512,2048", metavar="N,N")
     parser.add_argument("--new-tokens", type=int, default=64, metavar="N")
@@ -118,16 +120,34 @@ def bench_model(args: argparse.Namespace, scratch: Path) -> Path:
         from mlxtx.default_model import default_model
 
         return default_model()[0]
-    from mlxtx.tiny_model import write_tiny_model
-
     kind = "bfloat16" if args.random == "4bit" else args.random
-    folder = write_tiny_model(scratch / "model", torch_dtype=kind, **RANDOM_MODEL)
+    folder = random_model(scratch / "model", kind, args.config)
     if args.random != "4bit":
         return folder
     from mlxtx import convert
 
     convert(folder, scratch / "model-4bit", bits=4, verify=False)
     return scratch / "model-4bit"
+
+
+def random_model(folder: Path, kind: str, config_file: Path | None) -> Path:
+    """A checkpoint with random weights of type ``kind``: the Llama, or what a config describes."""
+    from mlxtx.tiny_model import write_tiny_model
+
+    if config_file is None:
+        return write_tiny_model(folder, torch_dtype=kind, **RANDOM_MODEL)
+    import mlx.core as mx
+
+    from mlxtx.decoder.model import DecoderModel
+    from mlxtx.families import family_for
+    from mlxtx.tuning.model_files import save_model
+
+    config = json.loads(config_file.read_text()) | {"torch_dtype": kind}
+    mx.random.seed(0)
+    model = DecoderModel(family_for(config).decoder_config(config))
+    model.set_dtype(getattr(mx, kind))
+    save_model(model, config, folder)
+    return folder
 
 
 def one_round(args: argparse.Namespace, engine: str, folder: str) -> dict[str, Any]:

@@ -12,11 +12,16 @@ from functools import cache
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
+
+from mlxtx.decoder.experts import ExpertLinear, QuantizedExpertLinear
 
 # Rows of input from which unpacking a quantized weight once beats one slow product a row.
 UNPACK_FROM = 4
 # The same for widening a half-precision weight, where the BLAS is a fast one.
 WIDEN_FROM = 4
+# Rows for each expert from which one product an expert beats the gathered product.
+EXPERT_ROWS = 4
 # Rows from which a plain BLAS is faster with the operands exchanged.
 EXCHANGE_FROM = 16
 
@@ -96,7 +101,65 @@ class CpuQuantizedEmbedding(nn.QuantizedEmbedding):
         return super().as_linear(x) if y is None else y
 
 
+def _by_expert(layer: nn.Module, x: mx.array, chosen: mx.array, ordered: bool) -> mx.array | None:
+    """One product for all rows of an expert, where rows lie in the order of their experts and are
+    many: the gathered product runs row by row. What is chosen has to be known, so not while
+    gradients are taken."""
+    experts = layer.weight.shape[0]
+    if layer.training or not ordered or chosen.size < EXPERT_ROWS * experts:
+        return None
+    ends = np.cumsum(np.bincount(np.array(chosen), minlength=experts))
+    pieces, start = [], 0
+    for expert, end in enumerate(ends.tolist()):
+        if end > start:
+            rows = x[start:end, 0].astype(mx.float32)
+            pieces.append(_multiply(rows, layer.plain(expert)))
+        start = end
+    return mx.concatenate(pieces)[:, None].astype(x.dtype)
+
+
+class CpuExpertLinear(ExpertLinear):
+    """MLX gathers matrices in float32 only: few rows take what they chose in a wider copy, many
+    all of it."""
+
+    def plain(self, expert: int) -> mx.array:
+        return self.weight[expert].astype(mx.float32)
+
+    def product(self, x: mx.array, chosen: mx.array, ordered: bool) -> mx.array:
+        y = _by_expert(self, x, chosen, ordered)
+        if y is not None:
+            return y
+        if self.weight.dtype == x.dtype == mx.float32:
+            return super().product(x, chosen, ordered)
+        wide = x.astype(mx.float32)
+        if chosen.size <= self.weight.shape[0]:
+            weight = self.weight[chosen].astype(mx.float32)
+            return (wide @ weight.swapaxes(-1, -2)).astype(x.dtype)
+        weight = self.weight.astype(mx.float32).swapaxes(-1, -2)
+        y = mx.gather_mm(wide, weight, rhs_indices=chosen, sorted_indices=ordered)
+        return y.astype(x.dtype)
+
+
+class CpuQuantizedExpertLinear(QuantizedExpertLinear):
+    def plain(self, expert: int) -> mx.array:
+        return mx.dequantize(
+            self.weight[expert],
+            self.scales[expert],
+            self.biases[expert] if "biases" in self else None,
+            self.group_size,
+            self.bits,
+            self.mode,
+            dtype=mx.float32,
+        )
+
+    def product(self, x: mx.array, chosen: mx.array, ordered: bool) -> mx.array:
+        y = _by_expert(self, x, chosen, ordered)
+        return super().product(x, chosen, ordered) if y is None else y
+
+
 _REPLACEMENTS: dict[type, type] = {
+    ExpertLinear: CpuExpertLinear,
+    QuantizedExpertLinear: CpuQuantizedExpertLinear,
     nn.Linear: CpuLinear,
     nn.QuantizedLinear: CpuQuantizedLinear,
     nn.QuantizedEmbedding: CpuQuantizedEmbedding,

@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxtx.decoder.config import ExpertsConfig, RouterConfig
-from mlxtx.decoder.feed_forward import FeedForward, activation
+from mlxtx.decoder.feed_forward import FeedForward, activation, gate_with
 from mlxtx.decoder.norm import Norm
 
 
@@ -24,10 +24,12 @@ class ExpertLinear(nn.Module):
 
     def __call__(self, x: mx.array, chosen: mx.array, ordered: bool) -> mx.array:
         """x [..., 1, in] through the experts ``chosen`` [...] -> [..., 1, out]."""
-        y = mx.gather_mm(
-            x, self.weight.swapaxes(-1, -2), rhs_indices=chosen, sorted_indices=ordered
-        )
+        y = self.product(x, chosen, ordered)
         return y if "bias" not in self else y + self.bias[chosen][..., None, :]
+
+    def product(self, x: mx.array, chosen: mx.array, ordered: bool) -> mx.array:
+        weight = self.weight.swapaxes(-1, -2)
+        return mx.gather_mm(x, weight, rhs_indices=chosen, sorted_indices=ordered)
 
     def to_quantized(
         self, group_size: int = 64, bits: int = 4, mode: str = "affine", **_: Any
@@ -35,13 +37,13 @@ class ExpertLinear(nn.Module):
         return QuantizedExpertLinear(self.weight, self.get("bias"), group_size, bits, mode)
 
 
-class QuantizedExpertLinear(nn.Module):
+class QuantizedExpertLinear(ExpertLinear):
     """``ExpertLinear`` with quantized weights."""
 
     def __init__(
         self, weight: mx.array, bias: mx.array | None, group_size: int, bits: int, mode: str
     ):
-        super().__init__()
+        nn.Module.__init__(self)
         self.group_size, self.bits, self.mode = group_size, bits, mode
         self.weight, self.scales, *biases = mx.quantize(weight, group_size, bits, mode=mode)
         if biases:
@@ -50,8 +52,8 @@ class QuantizedExpertLinear(nn.Module):
             self.bias = bias
         self.freeze()
 
-    def __call__(self, x: mx.array, chosen: mx.array, ordered: bool) -> mx.array:
-        y = mx.gather_qmm(
+    def product(self, x: mx.array, chosen: mx.array, ordered: bool) -> mx.array:
+        return mx.gather_qmm(
             x,
             self.weight,
             self.scales,
@@ -63,7 +65,6 @@ class QuantizedExpertLinear(nn.Module):
             mode=self.mode,
             sorted_indices=ordered,
         )
-        return y if "bias" not in self else y + self.bias[chosen][..., None, :]
 
 
 class StackedExperts(nn.Module):
@@ -85,7 +86,7 @@ class StackedExperts(nn.Module):
         if gate is None:
             return self.act_fn(up)
         if self._clip is None:
-            return self.act_fn(gate) * up
+            return gate_with(self.act_fn, gate, up)
         gate = mx.minimum(gate, self._clip)
         up = mx.clip(up, -self._clip, self._clip)
         return (up + 1) * gate * mx.sigmoid(self._alpha * gate)
@@ -106,8 +107,7 @@ class StackedExperts(nn.Module):
         else:
             rows = x[:, None, None]  # [N, 1, 1, D]
             if weights is not None:
-                rows = rows * weights[..., None, None]
-            rows = mx.broadcast_to(rows, (tokens, picks, 1, x.shape[-1]))
+                rows = rows * weights[..., None, None]  # [N, K, 1, D]
         ordered = order is not None
         gate = self.gate_proj(rows, chosen, ordered) if self._gated else None
         y = self.down_proj(self._inner(gate, self.up_proj(rows, chosen, ordered)), chosen, ordered)
@@ -159,7 +159,8 @@ class Router(nn.Module):
         chosen = _top(ranked, self._per_token)
         weights = mx.take_along_axis(scores, chosen, axis=-1)
         if config.normalize:
-            weights = weights / (weights.sum(axis=-1, keepdims=True) + config.normalize_eps)
+            total = weights.sum(axis=-1, keepdims=True)
+            weights = weights / (total + config.normalize_eps if config.normalize_eps else total)
         if config.expert_scale:
             weights = weights * self.expert_scale[chosen]
         return chosen, weights * config.scaling

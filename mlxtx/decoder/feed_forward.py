@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -45,6 +46,16 @@ def activation(name: str) -> Callable[[mx.array], mx.array]:
     return XIELU() if name == "xielu" else _ACTIVATIONS[name]
 
 
+@partial(mx.compile, shapeless=True)
+def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    return nn.silu(gate) * up
+
+
+def gate_with(act: Callable[[mx.array], mx.array], gate: mx.array, up: mx.array) -> mx.array:
+    """act(gate) * up, in one operation where it is SwiGLU."""
+    return _swiglu(gate, up) if act is nn.silu else act(gate) * up
+
+
 class FeedForward(nn.Module):
     """down(act(gate(x)) * up(x)) when gated (Shazeer 2020), down(act(up(x))) otherwise."""
 
@@ -59,5 +70,5 @@ class FeedForward(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:  # [B, T, D] -> [B, T, D]
         if self._gated:
-            return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+            return self.down_proj(gate_with(self.act_fn, self.gate_proj(x), self.up_proj(x)))
         return self.down_proj(self.act_fn(self.up_proj(x)))
