@@ -5,6 +5,7 @@ Nothing here imports MLX; the engine's child does, when a model is loaded.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -106,6 +107,8 @@ class MlxtxApp(Services):
         self.call_after_refresh(self._after_first_paint)
 
     def _after_first_paint(self) -> None:
+        # What was imported stays: looking through it again and again only makes pauses.
+        gc.freeze()
         for line in [*self._problems, *self.store.notices]:
             self.tell(line, "warning", timeout=12)
         if self.chat is not None:

@@ -260,3 +260,15 @@ async def test_export_writes_a_new_file_and_never_over_one(
         await wait_until(pilot, lambda: app.chat.conversation.chat.id == 2)
         await send(pilot, "/import gone.json")
         assert any("gone.json was not read" in toast for toast in toasts(app))
+
+
+def test_the_documentation_has_every_action_and_setting() -> None:
+    from mlxtx.settings import Sampling, Settings, known_settings
+
+    text = (Path(__file__).parents[2] / "docs" / "app.md").read_text("utf-8")
+    for action in ACTIONS:
+        assert f"| {action.title} |" in text, action.id
+        assert not action.slash or f"`/{action.slash}" in text
+    for table, cls in (("", Settings), ("sampling.", Sampling)):
+        for name, (_, about) in known_settings(cls).items():
+            assert f"| `{table}{name}` |" in text and about.help in text
