@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlxtx import engine
 from mlxtx.errors import MlxtxError
-from mlxtx.events import Delta, Done, Event, Loaded, Progress, Stats
+from mlxtx.events import Delta, Done, Event, Loaded, Stats
 
 if TYPE_CHECKING:
     from mlxtx.engine import Running
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 # Seconds between two reports of speed and memory while text is generated.
 _STATS_SECONDS = 0.5
-_SAMPLE_TOKENS = 80
 _CONNECT_SECONDS = 4.0
 
 
@@ -233,46 +232,10 @@ def _convert(job: engine.Convert, running: Running) -> Done:
 def _train(job: engine.Train, running: Running) -> Done:
     import mlxtx
 
-    options = dict(job.options)
-    prompt, every = options.pop("sample_prompt", ""), options.pop("sample_every", 50)
-    model = mlxtx.load(_resolve(job.model)[0], on_event=_without_loaded(running.report))
-    sampled = 0
-
-    def report(event: Event) -> None:
-        nonlocal sampled
-        running.report(event)
-        if not isinstance(event, Progress) or event.stage != "train" or not prompt:
-            return
-        if event.done - sampled >= every or event.done == event.total:
-            sampled = int(event.done)
-            running.emit(_sample(model, prompt, event))
-
-    try:
-        mlxtx.tune(model, job.data, job.out, on_event=report, **options)
-    except KeyboardInterrupt:
-        _save_so_far(model, job)
-        raise
+    model = _resolve(job.model)[0]
+    report = _without_loaded(running.report)
+    mlxtx.tune(model, job.data, job.out, on_event=report, **job.options)
     return Done(reason="done", details={"path": job.out})
-
-
-def _save_so_far(model: LanguageModel, job: engine.Train) -> None:
-    """The adapter of a run that was paused, so that it can be tried; its state is saved already."""
-    from mlxtx.tuning.adapters import adapter_of, save_adapter
-    from mlxtx.tuning.targets import adapters_in
-
-    if adapters_in(model.model):
-        facts = {"method": job.options.get("method", "lora"), "model": model.name}
-        save_adapter(adapter_of(model.model, facts), job.out, len(model.model.config.blocks))
-
-
-def _sample(model: LanguageModel, prompt: str, event: Progress) -> Progress:
-    """What the model says now. Greedy, so that the run's random numbers are not touched."""
-    model.model.eval()
-    try:
-        said = model.generate([{"role": "user", "content": prompt}], max_tokens=_SAMPLE_TOKENS)
-    finally:
-        model.model.train()
-    return replace(event, stage="sample", details={"prompt": prompt, "text": said.text})
 
 
 def _preview(job: engine.Preview, running: Running) -> Done:

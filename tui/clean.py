@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import re
-
-# Shown, not obeyed: each control character becomes its picture (ESC is ␛). C1 controls and bidi
-# overrides, which have none, become the replacement character. Tabs and line ends stay.
-_TABLE = (
-    {code: 0x2400 + code for code in range(32) if code not in (9, 10)}
-    | {0x7F: 0x2421}
-    | dict.fromkeys(range(128, 160), 65533)
-    | dict.fromkeys((*range(8234, 8239), *range(8294, 8298)), 65533)
-    | {0x2028: 0x0A, 0x2029: 0x0A}
-)
-# Half of a surrogate pair can't be written to a terminal or a database.
-_SURROGATES = re.compile("[\ud800-\udfff]")
+from mlxtx.text.inert import inert
 
 
 def clean(text: str) -> str:
     """``text`` without anything that could drive a terminal; line ends are ``\\n``."""
     if text.isascii() and text.isprintable():
         return text
-    text = text.replace("\r\n", "\n").replace("\r", "\n").translate(_TABLE)
-    return _SURROGATES.sub("�", text)
+    for ending in ("\r\n", "\r", "\u2028", "\u2029"):
+        text = text.replace(ending, "\n")
+    return inert(text)
 
 
 def one_line(text: str, width: int = 200) -> str:
