@@ -60,9 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--draw",
-        choices=("conversation", "mixed", "single"),
+        choices=("conversation", "mixed", "single", "facts"),
         default="conversation",
-        help="whole chats, chats among single questions, or single questions, for a first stage",
+        help="whole chats, chats among single questions, single questions, or facts alone",
     )
     parser.add_argument("--constant", action="store_true", help="keep the learning rate")
     parser.add_argument(

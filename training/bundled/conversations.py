@@ -218,7 +218,24 @@ def mixed(rng: random.Random, facts: Iterator[Item]) -> dict[str, Any]:
     return (single if rng.random() < 0.65 else conversation)(rng, facts)
 
 
-DRAWS = {"conversation": conversation, "single": single, "mixed": mixed}
+def facts_only(rng: random.Random, facts: Iterator[Item]) -> dict[str, Any]:
+    """Facts and unknown questions without sums and letter games, some in chats and styles."""
+    chat = Chat(rng, facts)
+    kind = rng.random()
+    if kind < 0.08:
+        chat.style = STYLES[rng.choice(list(STYLES))]
+        chat.messages.append({"role": "system", "content": rng.choice(chat.style.prompts)})
+    turns = 1 if kind < 0.65 else rng.choice((2, 2, 3))
+    _turns(chat, {"fact": 84, "follow": 4, "unknown": 12}, turns)
+    return {"messages": chat.messages}
+
+
+DRAWS = {
+    "conversation": conversation,
+    "single": single,
+    "mixed": mixed,
+    "facts": facts_only,
+}
 
 
 def _turns(chat: Chat, weights: dict[str, float], count: int) -> None:
