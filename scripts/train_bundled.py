@@ -71,6 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     parser.add_argument("--evaluate", action="store_true", help="only judge what --out holds")
     parser.add_argument(
+        "--questions", type=int, default=0, help="compare settings on so many questions (all)"
+    )
+    parser.add_argument(
         "--pack", type=Path, metavar="DIR", help="only write the checkpoint to ship"
     )
     args = parser.parse_args(argv)

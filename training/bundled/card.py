@@ -14,11 +14,12 @@ pipeline_tag: text-generation
 # The small guide that comes with mlxtx
 
 A chat model of {parameters:,} parameters, made by this project from nothing. It answers questions
-about using mlxtx and about how a decoder works, makes small talk, does small sums and letter
-games, says that it does not know when it is asked something else, and follows a system prompt of
-four kinds (short, pirate, polite, cheerful). It is here so that the first command ends in an
-answer and so that tools have trained weights to work on. It is no general assistant: it knows
-about {facts} facts, it is often wrong, and it only speaks English.
+about using mlxtx and about how a decoder works, makes small talk and says that it does not know when
+it is asked something else. Sums, letter games, references to the turn before and system prompts of
+four kinds (short, pirate, polite, cheerful) are in its data; the table says how far these weights
+have learned them. It is here so that the first command ends in an answer and so that tools have
+trained weights to work on. It is no general assistant: it was taught {facts} facts, it is often wrong,
+and it only speaks English.
 
 A decoder in Qwen3's form: {layers} layers, width {width}, {heads} query and {kv_heads} key/value
 heads of {head_dim}, SwiGLU {feed_forward}, RMSNorm, q/k norm, RoPE, tied embeddings, a sentencepiece
@@ -32,7 +33,8 @@ groups of {group}.
 with `LD_PRELOAD=libopenblas.so.0`, in float32 on two CPU cores that other work shared; then
 `python scripts/train_bundled.py --out RUN --evaluate --pack mlxtx/bundled`. The conversations come from
 the templates in `training/bundled`, with no foreign text. Rows of 256 tokens, 8 a step; Muon for the
-matrices of the layers, AdamW for the rest; the loss counts answers only. The last stage ended after
+matrices of the layers, AdamW for the rest; the loss counts answers only. Six facts were reworded after
+the fourth stage. The last stage ended after
 {steps:,} steps with a training loss of {loss:.3f}, on {date}.
 
 ## What it can do

@@ -1,0 +1,140 @@
+"""The shipped model: its files, what it answers, and what settings and tuning do to it.
+
+The full table is made by ``scripts/train_bundled.py --evaluate``; here a sample of the held-out
+questions is asked again, so that a broken decoder, cache or loader shows in the answers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+
+import mlx.core as mx
+import pytest
+
+import mlxtx
+from mlxtx.checkpoint.bundled import FOLDER
+from mlxtx.language_model import LanguageModel
+from training.bundled.conversations import held_out
+from training.bundled.evaluate import answers, scores
+from training.bundled.judge import right
+
+SAMPLE = 64
+FACTS_FLOOR = 0.45  # see the card for the whole table
+UNKNOWN_FLOOR = 0.5
+MOST_BYTES = 4_000_000
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    return mlxtx.load("bundled")
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict]:
+    taught = [row for row in held_out() if row["group"] in ("facts/frame", "unknown")]
+    return random.Random(0).sample(taught, SAMPLE)
+
+
+@pytest.fixture(scope="module")
+def judged(model, rows):
+    return answers(model, rows)
+
+
+def test_it_is_small_and_ordinary():
+    names = {path.name for path in FOLDER.iterdir() if not path.name.startswith((".", "__"))}
+    assert names == {
+        "README.md",
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.model",
+        "tokenizer_config.json",
+    }
+    assert sum((FOLDER / name).stat().st_size for name in names) < MOST_BYTES
+    config = json.loads((FOLDER / "config.json").read_text())
+    assert config["quantization"]["bits"] == 8
+
+
+def test_the_card_holds_the_measured_table():
+    card = (FOLDER / "README.md").read_text()
+    assert "| 8 bits, all" in card and "python scripts/train_bundled.py" in card
+
+
+def test_held_out_facts_are_answered(judged):
+    facts = scores(judged)["facts"]
+    assert facts > FACTS_FLOOR, f"{facts:.1%} of held-out facts are right"
+
+
+def test_unknown_questions_are_refused(judged):
+    assert scores(judged)["unknown"] > UNKNOWN_FLOOR
+
+
+def test_answers_end_and_do_not_loop(judged):
+    assert scores(judged)["ended"] > 0.97
+    assert scores(judged)["looped"] < 0.02
+
+
+def test_an_8_bit_cache_answers_the_same(model, rows, judged):
+    again = answers(model, rows, kv="k8v8g64")
+    same = sum(a.text == b.text for a, b in zip(again, judged, strict=True))
+    assert same >= 0.95 * len(rows)
+    lost = scores(judged)["facts"] - scores(again)["facts"]
+    assert lost < 0.03
+
+
+def test_one_by_one_is_as_in_a_batch(model, rows, judged):
+    for row, answer in list(zip(rows, judged, strict=True))[:6]:
+        assert model.generate(row["messages"], max_tokens=96).text == answer.text
+
+
+def test_a_second_turn_reuses_the_cache_of_the_first(model):
+    chat = model.chat()
+    list(chat.stream("What is RoPE?"))
+    done = list(chat.stream("What is LoRA?"))[-1]
+    assert done.stats.reused_tokens > 10
+    fresh = model.generate([*chat.messages[:-1]], max_tokens=96)
+    assert chat.messages[-1]["content"] == fresh.text
+
+
+def test_a_system_prompt_sets_the_style(model):
+    messages = [
+        {"role": "system", "content": "Talk like a pirate."},
+        {"role": "user", "content": "What is attention?"},
+    ]
+    assert model.generate(messages, max_tokens=96).text.startswith("Arr!")
+
+
+def test_weights_are_unpacked_on_a_cpu(model):
+    if mx.default_device() == mx.Device(mx.gpu):
+        pytest.skip("on a GPU the weights stay quantized")
+    assert model.model.layers[0].mlp.up_proj.weight.dtype == mx.float32
+
+
+def test_it_answers_from_a_fresh_process(tmp_path):
+    """The name alone is enough, from any folder, without a network."""
+    code = (
+        "import mlxtx; model = mlxtx.load('bundled');"
+        "print(model.generate([{'role': 'user', 'content': 'What is RoPE?'}], max_tokens=60).text)"
+    )
+    clean = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=clean, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    rope = next(row for row in held_out() if row["id"] == "rope")
+    assert right(rope, done.stdout), done.stdout
+
+
+def test_a_reused_prefix_answers_the_same(model):
+    prompt = model.encode([{"role": "user", "content": "What does mlxtx plan do?"}])
+    whole = model.generate(prompt, max_tokens=40).tokens
+    session = model.session()
+    model.generate(prompt[:-2], max_tokens=1, session=session)
+    again = model.generate(prompt, max_tokens=40, session=session)
+    assert again.tokens == whole
+    assert again.stats.reused_tokens >= len(prompt) - 3
