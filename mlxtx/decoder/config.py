@@ -215,6 +215,9 @@ class LatentAttentionConfig:
             self.rope.dims == self.rope_dim,
             f"RopeConfig.dims {self.rope.dims} is not LatentAttentionConfig.rope_dim {self.rope_dim}",
         )
+        _require(
+            self.rope.tail, "LatentAttentionConfig.rope needs tail=True: rows end with its channels"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -180,7 +180,7 @@ def solar_open(config: HubConfig) -> DecoderConfig:
         config.rms_norm(1e-5),
         sigmoid_experts(config),
         head_dim=size,
-        rope=config.rope(size, theta=1e6),
+        rope=config.rope(size, partial=1.0, theta=1e6),
         qkv_bias=config.get("attention_bias", default=False),
     )
 

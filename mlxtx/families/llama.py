@@ -219,7 +219,7 @@ def phi3(config: HubConfig) -> DecoderConfig:
     config.expect(attention_bias=False, mlp_bias=False, lm_head_bias=False)
     config.expect(full_attn_mod=1, interpolate_factor=1)
     config.ignore("num_experts_per_tok num_local_experts")  # of a sibling that has experts
-    parameters = rope_parameters(config)
+    parameters = rope_parameters(config, partial=1.0)
     if parameters["rope_type"] == "yarn":  # what the first files called LongRoPE
         parameters["rope_type"] = "longrope"
     rope = make_rope(parameters, config.head_dim(), config.context)

@@ -22,13 +22,14 @@ def rope_parameters(
     *,
     theta: float = 10000.0,
     theta_names: tuple[str, ...] = ("rope_theta",),
-    partial: float = 1.0,
+    partial: float | None = None,
     partial_names: tuple[str, ...] = ("partial_rotary_factor",),
     otherwise: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """One dictionary for either generation: rope_theta, rope_type, partial_rotary_factor and
     what the scaling needs. ``theta`` and ``partial`` are the family's defaults, ``otherwise`` its
-    parameters where the config gives none at all."""
+    parameters where the config gives none at all. A family without ``partial`` turns all channels
+    where nothing is scaled, whatever the config says: transformers doesn't read the key there."""
     flat_theta = reader.get(*theta_names, default=theta)
     flat_partial = reader.get(*partial_names, default=partial)
     nested = reader.get("rope_parameters", default=otherwise)  # some carry both generations
@@ -41,7 +42,9 @@ def rope_parameters(
     parameters.pop("type", None)
     parameters["rope_type"] = {"su": "longrope"}.get(kind, kind)
     parameters.setdefault("rope_theta", flat_theta)
-    parameters.setdefault("partial_rotary_factor", flat_partial)
+    parameters.setdefault("partial_rotary_factor", flat_partial or 1.0)
+    if partial is None and parameters["rope_type"] == "default":
+        parameters["partial_rotary_factor"] = 1.0
     original = reader.get("original_max_position_embeddings", default=None)
     if original is not None:
         parameters["original_max_position_embeddings"] = original

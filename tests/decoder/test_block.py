@@ -314,6 +314,7 @@ def test_prediction_head_follows_its_formula_and_its_cache():
             "more than the chosen groups hold",
         ),
         (lambda: replace(LATENT, rope=RopeConfig(dims=8)), "rope_dim 4"),
+        (lambda: replace(LATENT, rope=RopeConfig(dims=4)), "needs tail=True"),
         (
             lambda: DecoderConfig(
                 vocabulary=4,
