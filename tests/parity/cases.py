@@ -45,6 +45,7 @@ class Case:
     settings: Callable[[Sizes], Settings]
     hub_renames: tuple[tuple[str, str], ...] = ()  # names of older checkpoints, for the legacy side
     packed_experts: bool = False  # experts in mxfp4 blocks and scales, as published
+    ahead: bool = False  # with an extra prediction head, behind the last layer
     steps: bool = False  # rotary frequencies depend on the length: record step by step too
 
 
@@ -1119,3 +1120,11 @@ case(
         num_nextn_predict_layers=0,
     ),
 )
+
+
+def with_head(name: str) -> Callable[[Sizes], Settings]:
+    return lambda s: {**CASES[name].settings(s), "num_nextn_predict_layers": 1}
+
+
+case("deepseek_v3_ahead", "deepseek_v3", with_head("deepseek_v3"), ahead=True)
+case("glm4_moe_ahead", "glm4_moe", with_head("glm4_moe"), ahead=True)

@@ -35,7 +35,14 @@ import torch
 from cases import CASES, Case, Sizes
 from legacy import legacy_config
 from recipe import FIXTURES, Fixture, Tensor, write_safetensors
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+)
+from transformers.cache_utils import MtpCache
+from transformers.modeling_layers import MtpModel
 from transformers.utils import logging as transformers_logging
 
 LONG, SHORT, NEW = 48, 7, 16
@@ -64,6 +71,24 @@ def recipe_for(model: Any, case: Case) -> list[Tensor]:
         else:
             lines.append(recipe_line(name, values, case))
     return lines
+
+
+def ahead_lines(lines: list[Tensor], layers: int, sizes: Sizes) -> list[Tensor]:
+    """An extra prediction head: a layer more, with norms, a projection, and copies of the
+    embeddings and the head that no one reads."""
+    last, extra = f"model.layers.{layers - 1}.", f"model.layers.{layers}."
+    block = [
+        dataclasses.replace(line, name=line.name.replace(last, extra))
+        for line in lines
+        if line.name.startswith(last)
+    ]
+    for name in ("enorm", "hnorm", "shared_head.norm"):
+        block.append(Tensor(f"{extra}{name}.weight", (sizes.hidden,), 1.0, 0.2))
+    shape = (sizes.hidden, 2 * sizes.hidden)
+    block.append(Tensor(f"{extra}eh_proj.weight", shape, std=round(1.3 / shape[1] ** 0.5, 4)))
+    for name in ("embed_tokens", "shared_head.head"):
+        block.append(Tensor(f"{extra}{name}.weight", (sizes.vocab, sizes.hidden), std=0.4))
+    return block
 
 
 def recipe_line(name: str, values: np.ndarray, case: Case) -> Tensor:
@@ -133,6 +158,10 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 def load(folder: Path) -> Any:
     """The model of a folder in float32 with plain attention; every tensor must have its place."""
+    config = AutoConfig.from_pretrained(folder)
+    if getattr(config, "num_mtp_layers", 0):  # left to MtpModel, which knows published sizes only
+        pattern = rf"model\.layers\.{config.num_hidden_layers}.*"
+        MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._keys_to_ignore_on_load_unexpected = [pattern]
     model, report = AutoModelForCausalLM.from_pretrained(
         folder,
         attn_implementation="eager",
@@ -172,6 +201,19 @@ def step_by_step(model: Any, tokens: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
+def ahead(model: Any, tokens: np.ndarray) -> np.ndarray:
+    """Logits of the extra prediction head: from the state at each token and the next token."""
+    ids = torch.tensor(tokens[None].astype(np.int64))
+    head = MtpModel.from_pretrained(model).float().eval()
+    head.set_attn_implementation("eager")
+    states = model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states[-1]
+    positions = torch.arange(1, ids.shape[1])[None]
+    cache = MtpCache(config=head.config)
+    states = head.forward_layer(0, states[:, :-1], positions, cache, input_ids=ids[:, 1:])
+    return head._project_to_logits(states)[0].float().numpy()
+
+
+@torch.no_grad()
 def greedy(model: Any, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The tokens of transformers' own `generate` and how far ahead of the second each was."""
     ids = torch.tensor(tokens[None].astype(np.int64))
@@ -201,6 +243,8 @@ def answers(model: Any, case: Case, sizes: Sizes) -> dict[str, np.ndarray]:
         arrays[f"tokens_{tag}"] = tokens
         arrays[f"logits_{tag}"] = whole(model, tokens)
         arrays[f"greedy_{tag}"], arrays[f"margin_{tag}"] = greedy(model, tokens)
+    if case.ahead:
+        arrays["logits_ahead"] = ahead(model, arrays["tokens_long"])
     if case.steps:
         arrays["logits_steps"] = step_by_step(model, arrays["tokens_long"])
     if not all(np.isfinite(values).all() for values in arrays.values()):
@@ -229,7 +273,9 @@ def build(case: Case, sizes: Sizes) -> tuple[Fixture, list[str]]:
     model = AutoModelForCausalLM.from_config(
         config, attn_implementation="eager", dtype=torch.float32
     )
-    tensors = tuple(recipe_for(model, case))
+    tensors = recipe_for(model, case)
+    if case.ahead:
+        tensors += ahead_lines(tensors, config.num_hidden_layers, sizes)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         saved = json.loads((Path(folder) / "config.json").read_text())
@@ -239,7 +285,7 @@ def build(case: Case, sizes: Sizes) -> tuple[Fixture, list[str]]:
     else:
         legacy.pop("quantization_config", None)
     fixture = Fixture(
-        case.name, case.model_type, saved, legacy, case.hub_renames, tensors, sizes.seed, {}
+        case.name, case.model_type, saved, legacy, case.hub_renames, tuple(tensors), sizes.seed, {}
     )
     remarks = []
     with tempfile.TemporaryDirectory() as folder:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 from recipe import Fixture
 
@@ -19,10 +18,14 @@ CHUNKS = (20, 20, 8)
 
 def ours(fixture: Fixture, legacy: bool = False) -> dict[str, mx.array]:
     """The fixture's tensors under our names."""
-    config = fixture.legacy_config if legacy else fixture.config
     theirs = {name: mx.array(values) for name, values in fixture.weights(legacy).items()}
-    shapes = {name: array.shape for name, array in theirs.items()}
-    return _move(family_for(config).names(config).plan_load(shapes), theirs)
+    return _move(_plan(fixture, theirs, legacy), theirs)
+
+
+def _plan(fixture: Fixture, tensors: dict[str, Any], legacy: bool) -> Plan:
+    config = fixture.legacy_config if legacy else fixture.config
+    shapes = {name: tuple(array.shape) for name, array in tensors.items()}
+    return family_for(config).names(config).plan_load(shapes)
 
 
 def theirs(fixture: Fixture, ours: dict[str, mx.array]) -> dict[str, mx.array]:
@@ -40,18 +43,9 @@ def _move(plan: Plan, tensors: dict[str, mx.array]) -> dict[str, mx.array]:
     return moved
 
 
-def build(fixture: Fixture, legacy: bool = False) -> DecoderModel:
-    """The fixture's model with its weights, read through the family's config and names."""
-    config = fixture.legacy_config if legacy else fixture.config
-    model = DecoderModel(family_for(config).decoder_config(config))
-    weights = ours(fixture, legacy)
-
-    def packed(path: str, module: Any) -> bool:
-        return f"{path}.scales" in weights
-
-    nn.quantize(model, group_size=32, bits=4, mode="mxfp4", class_predicate=packed)
-    model.load_weights(list(weights.items()), strict=True)
-    return model
+def dropped(fixture: Fixture) -> set[str]:
+    """Tensors that carry nothing: a prediction head's copies of the embeddings and the head."""
+    return set(_plan(fixture, fixture.weights(), False).dropped)
 
 
 def whole(model: DecoderModel, tokens: np.ndarray) -> np.ndarray:
