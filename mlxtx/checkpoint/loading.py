@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from mlxtx.checkpoint.formats import FLOAT_DTYPES
 from mlxtx.checkpoint.hub import resolve
 from mlxtx.checkpoint.quantization import Quantization
 from mlxtx.checkpoint.source import Checkpoint
-from mlxtx.checkpoint.weights import WeightPlan, describe, parameter_shapes
+from mlxtx.checkpoint.weights import WeightPlan, describe
 from mlxtx.decoder.model import DecoderModel
 from mlxtx.errors import MlxtxError
 from mlxtx.events import Event, Progress
@@ -75,7 +74,7 @@ def planned_model(
     model, plan = describe(checkpoint)
     packed = bool(plan.quantizations)
     if unpack is None:
-        unpack = on_cpu and packed and _float32_bytes(model) <= SMALL_MODEL_BYTES
+        unpack = on_cpu and packed and 4 * plan.size <= SMALL_MODEL_BYTES
     if unpack:
         model, plan = describe(checkpoint, unpack=True)
     quantize_modules(model, plan.quantizations)
@@ -134,7 +133,3 @@ def float_dtype(dtype: str | mx.Dtype | None) -> mx.Dtype | None:
     if dtype not in FLOAT_DTYPES:
         raise MlxtxError(f"unknown dtype {dtype!r} (known: {', '.join(FLOAT_DTYPES)})")
     return FLOAT_DTYPES[dtype]
-
-
-def _float32_bytes(model: nn.Module) -> int:
-    return sum(4 * math.prod(shape) for shape in parameter_shapes(model).values())

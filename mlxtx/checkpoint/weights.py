@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from mlxtx.decoder.model import DecoderModel
 from mlxtx.errors import MlxtxError
 from mlxtx.families import family_for
 from mlxtx.families.names import Group, NameMap, split_suffix
+from mlxtx.families.transforms import Same
 
 # How many names an error lists before it counts the rest.
 LISTED = 12
@@ -42,6 +44,19 @@ class WeightPlan:
     quantizations: dict[str, Quantization]
     unpacked: dict[str, Quantization]
     dropped: list[str]
+
+    @property
+    def size(self) -> int:
+        """How many numbers the model has, packed or not."""
+        total = 0
+        for name, form in self.forms.items():
+            path, ending = split_suffix(name)
+            how = self.quantizations.get(path)
+            if how is None or ending == ".bias":
+                total += math.prod(form.shape)
+            elif ending == ".weight":
+                total += math.prod(form.shape[:-1]) * how.columns(form.shape[-1])
+        return total
 
     def nbytes(self, group: Group) -> int:
         """What reading a group takes from the disk."""
@@ -127,6 +142,8 @@ def _stays_packed(group: Group, modules: Mapping[str, nn.Module]) -> bool:
 
 def _forms(group: Group, tensors: Tensors) -> list[Form]:
     """The targets' forms: the rule is applied to arrays that are never evaluated."""
+    if isinstance(group.transform, Same):
+        return [Form(tensors[n].shape, tensors[n].dtype) for n in group.sources]
     stand_ins = [mx.zeros(tensors[n].shape, tensors[n].dtype) for n in group.sources]
     return [Form(tuple(a.shape), a.dtype) for a in group.apply(stand_ins)]
 

@@ -194,7 +194,7 @@ class NameMap:
             if name in names:
                 raise MlxtxError(f"the checkpoint holds {name} twice: {names[name]} and {original}")
             names[name] = original
-        finder = _Finder(names)
+        finder = _Finder(names if self.rules else ())
         groups: dict[str, Group] = {}
         incomplete = []
         for rule in self.rules:
@@ -210,7 +210,7 @@ class NameMap:
                 ending = suffix or split_suffix(targets[0])[1]
                 originals = tuple(names[s] for s in sources)
                 groups[originals[0]] = Group(originals, targets, rule.transform, ending)
-        rest = finder.unclaimed()
+        rest = finder.unclaimed() if self.rules else set(names)
         for name in rest:
             groups[names[name]] = Group((names[name],), (name,), suffix=split_suffix(name)[1])
         order = {name: n for n, name in enumerate(shapes)}
