@@ -27,14 +27,14 @@ def family_for(config: Mapping[str, Any]) -> Family:
     """The family of a ``config.json``; an unknown one is an error that names the nearest."""
     model_type = config.get("model_type")
     known = families()
-    if model_type in known:
+    if isinstance(model_type, str) and model_type in known:
         return known[model_type]
     if model_type is None:
         raise MlxtxError("config.json has no model_type, so the model's family can't be told")
     near = get_close_matches(str(model_type), known, n=3, cutoff=0.4)
     hint = f"; the nearest supported: {', '.join(near)}" if near else ""
     raise MlxtxError(
-        f"model_type {model_type!r} is not supported{hint} (mlxtx families lists them all)"
+        f"model_type {model_type!r:.80} is not supported{hint} (mlxtx families lists them all)"
     )
 
 

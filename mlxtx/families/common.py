@@ -12,6 +12,7 @@ from typing import Any
 from mlxtx.decoder.config import (
     AttentionConfig,
     BlockConfig,
+    ConfigError,
     DecoderConfig,
     EmbeddingConfig,
     ExpertsConfig,
@@ -26,6 +27,9 @@ from mlxtx.families.reader import ConfigReader
 from mlxtx.families.rope import make_rope, rope_parameters
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+
+# More layers or heads than any decoder has.
+MOST = 10_000
 
 # transformers' names of activations that are not ours
 ACTIVATIONS = {
@@ -61,11 +65,21 @@ class HubConfig(ConfigReader):
 
     @property
     def layers(self) -> int:
-        return self.get("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+        return self.count("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
     @property
     def heads(self) -> int:
-        return self.get("num_attention_heads", "n_head", "n_heads", "num_heads")
+        return self.count("num_attention_heads", "n_head", "n_heads", "num_heads")
+
+    def count(self, *names: str, least: int = 1, **default: int) -> int:
+        """How many there are of something that is listed one by one: a bound keeps a hostile file
+        from filling the memory."""
+        count = self.get(*names, **default)
+        if not isinstance(count, int) or not least <= count <= MOST:
+            raise ConfigError(
+                f"{names[0]} must be a whole number from {least} to {MOST}, not {count!r:.40}"
+            )
+        return count
 
     @property
     def context(self) -> int:

@@ -89,7 +89,7 @@ def dense_first(config: HubConfig, sparse: ExpertsConfig, default: int) -> list:
 
 def ahead(config: HubConfig, decoder: DecoderConfig) -> DecoderConfig:
     """With extra prediction heads, each with a block like the last one."""
-    count = config.get("num_nextn_predict_layers", "num_mtp_layers", default=1)
+    count = config.count("num_nextn_predict_layers", "num_mtp_layers", least=0, default=1)
     return replace(decoder, prediction_heads=decoder.blocks[-1:] * count)
 
 

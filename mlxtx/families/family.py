@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,24 +42,34 @@ class Family:
 
     def _read(self, config: Mapping[str, Any]) -> DecoderConfig:
         hub = HubConfig(config)
-        try:
+        with self._explained():
             decoder = self.read(hub)
-        except ConfigError as error:
-            raise MlxtxError(f"config.json describes no possible decoder: {error}") from None
         hub.finish()
         return decoder
 
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """A file may hold anything: what reading it stumbles over is one line for people."""
+        try:
+            yield
+        except ConfigError as error:
+            raise MlxtxError(f"config.json describes no possible decoder: {error}") from None
+        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+            raise MlxtxError(
+                f"config.json holds a value that makes no sense for {self.model_type}: {error}"
+            ) from error
+
     def names(self, config: Mapping[str, Any]) -> NameMap:
         """The two-way map of the tensor names of a checkpoint with this ``config.json``."""
-        decoder = self._read(config)
         from mlxtx.families.mlx_layout import mlx_rules
 
-        rules = self.rules
-        method = (config.get("quantization_config") or {}).get("quant_method")
-        if method == "mxfp4" and self.packed_rules is not None:
-            rules = self.packed_rules
+        decoder, rules = self._read(config), self.rules
         unused = (Drop("lm_head.*"),) if decoder.head.tied else ()
-        own = rules(decoder) if callable(rules) else rules
+        with self._explained():
+            method = (config.get("quantization_config") or {}).get("quant_method")
+            if method == "mxfp4" and self.packed_rules is not None:
+                rules = self.packed_rules
+            own = rules(decoder) if callable(rules) else rules
         return NameMap(
             (*mlx_rules(self.model_type, decoder), *own),
             drops=(*SAVED_BUFFERS, *unused, *self.drops),

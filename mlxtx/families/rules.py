@@ -72,13 +72,13 @@ def attention_of(decoder: DecoderConfig) -> AttentionConfig:
 def feed_forward_of(decoder: DecoderConfig) -> FeedForwardConfig:
     """The first dense feed-forward of a family."""
     kinds = [block.feed_forward for block in decoder.blocks]
-    return next(kind for kind in kinds if isinstance(kind, FeedForwardConfig))
+    return [kind for kind in kinds if isinstance(kind, FeedForwardConfig)][0]  # noqa: RUF015
 
 
 def experts_of(decoder: DecoderConfig) -> ExpertsConfig:
     """The first mixture of experts of a family."""
     kinds = [block.feed_forward for block in decoder.blocks]
-    return next(kind for kind in kinds if isinstance(kind, ExpertsConfig))
+    return [kind for kind in kinds if isinstance(kind, ExpertsConfig)][0]  # noqa: RUF015
 
 
 CORRECTION = "mlp.gate.e_score_correction_bias"
