@@ -55,7 +55,8 @@ def cohere(config: HubConfig) -> DecoderConfig:
 def cohere2(config: HubConfig) -> DecoderConfig:
     """Layers with a window have RoPE, layers that see everything have no positions."""
     config.expect(use_embedding_sharing=True, use_gated_activation=True, use_parallel_block=True)
-    config.expect(use_parallel_embedding=False, use_qk_norm=False, rotary_pct=1.0)
+    config.expect(use_qk_norm=False, rotary_pct=1.0)
+    config.ignore("use_parallel_embedding")
     config.expect(position_embedding_type="rope_gptj")
     config.expect(order_of_interleaved_layers="local_attn_first")
     step = ("sliding_window_pattern", "_sliding_window_pattern", "layer_switch")

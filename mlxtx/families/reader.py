@@ -11,7 +11,7 @@ _MISSING = object()
 
 # Keys that don't change what a decoder computes when it answers.
 HARMLESS = """
-    _attn_implementation_autoset _attn_implementation_internal _name_or_path architectures
+    _attn_implementation _attn_implementation_autoset _attn_implementation_internal _name_or_path architectures
     attention_dropout attn_implementation attn_pdrop auto_map bad_words_ids bos_token_id
     cache_implementation chunk_size_feed_forward classifier_dropout dtype embd_pdrop
     embedding_dropout eos_token_id finetuning_task forced_bos_token_id forced_eos_token_id
@@ -22,14 +22,12 @@ HARMLESS = """
     tf_legacy_loss tokenizer_class torch_dtype torchscript transformers_version unsloth_fixed
     unsloth_version use_bfloat16 use_cache
     """
-# Keys that are harmless at one value only.
-EXPECTED: dict[str, Any] = {
-    "add_cross_attention": False,
-    "cross_attention_hidden_size": None,
-    "is_encoder_decoder": False,
-    "pruned_heads": {},
-    "tie_encoder_decoder": False,
-}
+# Keys that are harmless where they switch something off, or list nothing.
+OFF = """
+    add_cross_attention attention_bias cross_attention_hidden_size is_encoder_decoder mlp_bias
+    num_nextn_predict_layers pruned_heads qk_layernorm rope_scaling sliding_window
+    tie_encoder_decoder use_bidirectional_attention use_mrope use_qk_norm use_sliding_window
+    """
 
 
 class ConfigReader:
@@ -84,7 +82,7 @@ class ConfigReader:
         left = [
             f"{name}={value!r}"
             for name, value in self.config.items()
-            if name not in self._read and not (name in EXPECTED and value == EXPECTED[name])
+            if name not in self._read and not (name in OFF.split() and not value)
         ]
         if left:
             raise MlxtxError(
