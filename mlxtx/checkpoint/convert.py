@@ -47,8 +47,8 @@ from mlxtx.decoder.model import DecoderModel
 from mlxtx.errors import MlxtxError
 from mlxtx.events import Event, Progress
 from mlxtx.families import family_for
-from mlxtx.families.names import Layout
 from mlxtx.files import write_json_atomic
+from mlxtx.naming.map import Layout
 
 OnEvent = Callable[[Event], None]
 

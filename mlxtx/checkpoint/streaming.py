@@ -23,8 +23,8 @@ from mlxtx.checkpoint.weights import describe
 from mlxtx.decoder.config import DecoderConfig
 from mlxtx.decoder.experts import ExpertLinear, QuantizedExpertLinear
 from mlxtx.decoder.latent_attention import HeadLinear, QuantizedHeadLinear
-from mlxtx.families.names import Group, split_suffix
-from mlxtx.families.transforms import Same
+from mlxtx.naming.map import Group, split_suffix
+from mlxtx.naming.transforms import Same
 
 # What is in memory at a time of a matrix that is read by rows.
 ROWS_BYTES = 8 << 20

@@ -17,8 +17,8 @@ from mlxtx.checkpoint.quantization import Quantization
 from mlxtx.checkpoint.safetensors import dtype_name
 from mlxtx.checkpoint.shards import ShardWriter
 from mlxtx.checkpoint.weights import Form, WeightPlan
-from mlxtx.families.names import Group, Plan, split_suffix
-from mlxtx.families.transforms import Same, Stacked
+from mlxtx.naming.map import Group, Plan, split_suffix
+from mlxtx.naming.transforms import Same, Stacked
 
 # Weights read at a time where rows can be read alone.
 PIECE_BYTES = 8 << 20

@@ -17,8 +17,8 @@ from mlxtx.checkpoint.source import Checkpoint
 from mlxtx.decoder.model import DecoderModel
 from mlxtx.errors import MlxtxError
 from mlxtx.families import family_for
-from mlxtx.families.names import Group, NameMap, split_suffix
-from mlxtx.families.transforms import Same
+from mlxtx.naming.map import Group, NameMap, split_suffix
+from mlxtx.naming.transforms import Same
 
 # How many names an error lists before it counts the rest.
 LISTED = 12

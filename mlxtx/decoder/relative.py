@@ -15,7 +15,7 @@ def relative_bucket(
     """The bucket of each distance (key's position minus the query's). ``both_ways`` keeps half of
     the buckets for keys ahead; else those share the bucket of distance 0. Beyond ``farthest`` all
     are in the last one."""
-    ahead = 0
+    ahead = mx.array(0)
     if both_ways:
         buckets //= 2
         ahead = (distance > 0).astype(mx.int32) * buckets

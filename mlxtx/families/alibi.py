@@ -9,8 +9,8 @@ from mlxtx.decoder.config import DecoderConfig
 from mlxtx.decoder.positions import alibi_slopes
 from mlxtx.families.common import HubConfig
 from mlxtx.families.family import Family
-from mlxtx.families.names import Rule
 from mlxtx.families.rules import attention_of, names, outer, qkv
+from mlxtx.naming.map import Rule
 
 
 def bloom(config: HubConfig) -> DecoderConfig:

@@ -15,10 +15,10 @@ from mlxtx.decoder.config import (
 from mlxtx.decoder.positions import yarn_amplitude
 from mlxtx.families.common import FULL, SLIDING, HubConfig, head_norm
 from mlxtx.families.family import Family
-from mlxtx.families.names import Drop, Rule, rename
 from mlxtx.families.rope import make_rope, rope_parameters
 from mlxtx.families.rules import CORRECTION, LAYER, experts, names, tensor
-from mlxtx.families.transforms import Each, Reshaped, Split, Transposed, chain
+from mlxtx.naming.map import Drop, Rule, rename
+from mlxtx.naming.transforms import Each, Reshaped, Split, Transposed, chain
 
 
 def latent_attention(

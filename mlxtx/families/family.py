@@ -10,7 +10,7 @@ from typing import Any
 from mlxtx.decoder.config import ConfigError, DecoderConfig
 from mlxtx.errors import MlxtxError
 from mlxtx.families.common import HubConfig
-from mlxtx.families.names import SAVED_BUFFERS, Drop, NameMap, Rule
+from mlxtx.naming.map import SAVED_BUFFERS, Drop, NameMap, Rule
 
 Rules = tuple[Rule, ...] | Callable[[DecoderConfig], tuple[Rule, ...]]
 

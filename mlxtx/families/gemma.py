@@ -17,10 +17,10 @@ from mlxtx.decoder.config import (
 )
 from mlxtx.families.common import FULL, SLIDING, HubConfig, behind, head_norm
 from mlxtx.families.family import Family
-from mlxtx.families.names import Rule
 from mlxtx.families.reader import ConfigReader
 from mlxtx.families.rules import LAYER, OUTPUT_NORMS, names, outer, tensor
-from mlxtx.families.transforms import Split
+from mlxtx.naming.map import Rule
+from mlxtx.naming.transforms import Split
 
 GELU: dict[str, Any] = {
     "keys": ("hidden_activation", "hidden_act"),

@@ -9,9 +9,9 @@ from typing import Any
 from mlxtx.decoder.config import AttentionConfig, DecoderConfig, NormConfig, RopeConfig
 from mlxtx.families.common import HubConfig
 from mlxtx.families.family import Family
-from mlxtx.families.names import Rule
 from mlxtx.families.rules import LAYER, attention_of, names, outer, qkv
-from mlxtx.families.transforms import Split, Transposed, chain
+from mlxtx.naming.map import Rule
+from mlxtx.naming.transforms import Split, Transposed, chain
 
 UNUSED = """
     attention_softmax_in_fp32 embed_dropout inference_runner max_batch_size max_sequence_length

@@ -10,9 +10,9 @@ from mlxtx.decoder.config import DecoderConfig, ExpertsConfig, RouterConfig, Tem
 from mlxtx.families.common import FULL, HubConfig, head_norm
 from mlxtx.families.family import Family
 from mlxtx.families.llama import INTERLEAVED
-from mlxtx.families.names import Rule, rename
 from mlxtx.families.rules import LAYER, experts_of, names, shared_expert
-from mlxtx.families.transforms import Split, Transform, Transposed, chain
+from mlxtx.naming.map import Rule, rename
+from mlxtx.naming.transforms import Split, Transform, Transposed, chain
 
 if TYPE_CHECKING:
     import mlx.core as mx

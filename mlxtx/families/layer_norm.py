@@ -8,9 +8,9 @@ from typing import Any
 from mlxtx.decoder.config import DecoderConfig, NormConfig
 from mlxtx.families.common import SLIDING, HubConfig, head_norm
 from mlxtx.families.family import Family
-from mlxtx.families.names import Rule
 from mlxtx.families.rules import LAYER, attention_of, names, outer, qkv
-from mlxtx.families.transforms import Stacked
+from mlxtx.naming.map import Rule
+from mlxtx.naming.transforms import Stacked
 
 INTERLEAVED = {"interleaved": True}
 ONE_NORM: dict[str, Any] = {"form": "parallel", "feed_forward_norm": None}

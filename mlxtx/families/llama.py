@@ -8,7 +8,6 @@ from mlxtx.decoder.config import DecoderConfig, RopeConfig, TemperatureConfig
 from mlxtx.errors import MlxtxError
 from mlxtx.families.common import FULL, SLIDING, HubConfig, behind, head_norm
 from mlxtx.families.family import Family
-from mlxtx.families.names import Rule
 from mlxtx.families.rope import make_rope, rope_parameters
 from mlxtx.families.rules import (
     LAYER,
@@ -19,6 +18,7 @@ from mlxtx.families.rules import (
     names,
     qkv,
 )
+from mlxtx.naming.map import Rule
 
 INTERLEAVED = {"interleaved": True}
 

@@ -12,7 +12,6 @@ from mlxtx.families.common import SLIDING, HubConfig, behind, head_norm
 from mlxtx.families.family import Family
 from mlxtx.families.llama import HUNYUAN as HUNYUAN_NORMS
 from mlxtx.families.llama import INTERLEAVED, granite, hunyuan_attention, qwen_windows
-from mlxtx.families.names import Rule
 from mlxtx.families.rope import make_rope, rope_parameters
 from mlxtx.families.rules import (
     CORRECTION,
@@ -27,7 +26,8 @@ from mlxtx.families.rules import (
     shared_expert,
     tensor,
 )
-from mlxtx.families.transforms import Reshaped, Transposed, Unflattened, chain
+from mlxtx.naming.map import Rule
+from mlxtx.naming.transforms import Reshaped, Transposed, Unflattened, chain
 
 
 def _local(config: HubConfig, router: RouterConfig, **fields: Any) -> ExpertsConfig:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from mlxtx.decoder.config import AttentionConfig, DecoderConfig, ExpertsConfig, FeedForwardConfig
-from mlxtx.families.names import Rule, rename
-from mlxtx.families.transforms import Same, Split, Stacked, Transform
+from mlxtx.naming.map import Rule, rename
+from mlxtx.naming.transforms import Same, Split, Stacked, Transform
 
 LAYER = "model.layers.{i}"
 

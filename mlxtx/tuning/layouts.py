@@ -15,8 +15,8 @@ import mlx.core as mx
 
 from mlxtx.errors import MlxtxError
 from mlxtx.families import family_for
-from mlxtx.families.names import Layout
-from mlxtx.families.transforms import Chain, Same, Split, Stacked, Transform, Transposed
+from mlxtx.naming.map import Layout
+from mlxtx.naming.transforms import Chain, Same, Split, Stacked, Transform, Transposed
 from mlxtx.tuning.lora import EMBEDDING, EXPERTS, LowRank, input_width
 from mlxtx.tuning.targets import adaptable
 

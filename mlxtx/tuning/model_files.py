@@ -13,8 +13,8 @@ from mlxtx.checkpoint.card import copy_companions
 from mlxtx.checkpoint.quantization import Quantization, QuantizationTable
 from mlxtx.checkpoint.safetensors import dtype_name, encode_header, write_array
 from mlxtx.families import family_for
-from mlxtx.families.names import Plan
 from mlxtx.files import atomic_write, write_json_atomic
+from mlxtx.naming.map import Plan
 from mlxtx.tuning.trees import named
 
 if TYPE_CHECKING:

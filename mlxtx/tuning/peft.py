@@ -185,7 +185,7 @@ def write_peft(
 
 
 def _is_conv(tie: Any) -> bool:
-    from mlxtx.families.transforms import Chain, Transposed
+    from mlxtx.naming.transforms import Chain, Transposed
 
     steps = tie.transform.steps if isinstance(tie.transform, Chain) else (tie.transform,)
     return any(isinstance(step, Transposed) for step in steps)

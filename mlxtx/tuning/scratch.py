@@ -9,9 +9,9 @@ from pathlib import Path
 import mlx.core as mx
 
 from mlxtx.decoder.config import DecoderConfig
-from mlxtx.decoder.config_file import to_dict, write_toml
 from mlxtx.decoder.model import DecoderModel
 from mlxtx.events import Event
+from mlxtx.tuning.config_file import to_dict, write_toml
 from mlxtx.tuning.samples import Sample
 from mlxtx.tuning.state import save_arrays
 from mlxtx.tuning.trainer import Result, Trainer, Training

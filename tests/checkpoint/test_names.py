@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxtx.errors import MlxtxError
-from mlxtx.families.names import (
+from mlxtx.naming.map import (
     SAVED_BUFFERS,
     Drop,
     NameMap,
@@ -18,7 +18,7 @@ from mlxtx.families.names import (
     rename,
     stacked_experts,
 )
-from mlxtx.families.transforms import (
+from mlxtx.naming.transforms import (
     Chain,
     Each,
     Moved,

@@ -11,7 +11,7 @@ from recipe import Fixture
 
 from mlxtx.decoder.model import DecoderModel
 from mlxtx.families import family_for
-from mlxtx.families.names import Plan
+from mlxtx.naming.map import Plan
 
 CHUNKS = (20, 20, 8)
 

@@ -14,8 +14,8 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlxtx.decoder.config import NormConfig
-from mlxtx.decoder.config_file import from_dict, read_toml, to_dict, to_toml
 from mlxtx.errors import MlxtxError
+from mlxtx.tuning.config_file import from_dict, read_toml, to_dict, to_toml
 from mlxtx.tuning.optimizer import OPTIMIZERS, Schedule
 from mlxtx.tuning.samples import Order, Rows
 from mlxtx.tuning.scratch import train_from_scratch

@@ -23,7 +23,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from mlxtx.errors import MlxtxError
-from mlxtx.families.transforms import Same, Stacked, Transform
+from mlxtx.naming.transforms import Same, Stacked, Transform
 
 if TYPE_CHECKING:
     import mlx.core as mx
