@@ -190,7 +190,7 @@ class NameMap:
         for original in shapes:
             if original in skipped:
                 continue
-            name = self._canonical(original)
+            name = self.canonical(original)
             if name in names:
                 raise MlxtxError(f"the checkpoint holds {name} twice: {names[name]} and {original}")
             names[name] = original
@@ -255,7 +255,8 @@ class NameMap:
     def _spellings(self) -> list[tuple[re.Pattern[str], str]]:
         return [(re.compile(pattern), new) for pattern, new in self.aliases]
 
-    def _canonical(self, name: str) -> str:
+    def canonical(self, name: str) -> str:
+        """The family's own spelling of a name in a file."""
         for pattern, new in self._spellings:
             name = pattern.sub(new, name, count=1)
         return name

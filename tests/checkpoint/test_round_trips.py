@@ -36,7 +36,7 @@ def test_there_and_back_is_bit_exact(tmp_path, name):
     before, after = tensors(tmp_path / "there"), tensors(tmp_path / "back")
     family = families()[fixture.model_type]
     names = family.names(fixture.legacy_config)
-    before = {names._canonical(n): a for n, a in before.items()}
+    before = {names.canonical(n): a for n, a in before.items()}
     packed = [n for n in before if n.endswith("_blocks")]
     assert set(after) == set(before) - set(packed) - {
         n.removesuffix("_blocks") + "_scales" for n in packed
