@@ -71,6 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     screen = Screen()
     try:
         result = convert(named or model, options.pop("out"), on_event=screen.show, **options)
+    except KeyboardInterrupt:
+        screen.end()
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        raise
     finally:
         screen.end()
     print(

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 # Copied byte for byte; weights, code and what is written anew stay behind.
 COMPANIONS = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "LICENSE*", "NOTICE*")
-WRITTEN_ANEW = ("config.json", "hf_quant_config.json", "README.md")
+LEFT_BEHIND = ("config.json", "hf_quant_config.json", "adapter_config.json", "README.md")
 
 
 def copy_companions(source: Path, folder: Path) -> None:
     """Tokenizer, chat template, generation config and processor files of a checkpoint."""
     for pattern in COMPANIONS:
         for path in sorted(source.glob(pattern)):
-            if path.name in WRITTEN_ANEW or path.name.endswith(".index.json") or not path.is_file():
+            if path.name in LEFT_BEHIND or path.name.endswith(".index.json") or not path.is_file():
                 continue
             try:
                 shutil.copyfile(path, folder / path.name)

@@ -34,7 +34,6 @@ from mlxtx.checkpoint.shards import (
 )
 from mlxtx.checkpoint.source import Checkpoint
 from mlxtx.checkpoint.units import (
-    Output,
     Unit,
     make_units,
     original_modules,
@@ -369,6 +368,3 @@ def _checked_target(out: Path, source: Path, overwrite: bool) -> Path:
     if not (target / "config.json").is_file():
         raise MlxtxError(f"{out} is no model's folder, so it is not overwritten")
     return target
-
-
-__all__ = ["Conversion", "Output", "convert"]

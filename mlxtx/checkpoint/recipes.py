@@ -92,8 +92,10 @@ def make_recipe(
 
 
 def _of(mode: str, bits: int | None, group_size: int | None) -> Quantization:
-    """``group_size`` is meant for affine packing; the other modes have one of their own."""
-    return Quantization.of(mode, bits, group_size if mode == "affine" else None)
+    """The usual group of 64 is meant for affine packing; the other modes have their own."""
+    if mode != "affine" and group_size == 64:
+        group_size = None
+    return Quantization.of(mode, bits, group_size)
 
 
 def mixed_rules(high: Quantization, layers: int) -> list[tuple[str, Quantization | None]]:

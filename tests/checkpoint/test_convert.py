@@ -416,6 +416,7 @@ def test_a_disk_that_fills_up(tmp_path):
         ({"bits": 4, "dequantize": True}, "either --dequantize or a quantization"),
         ({"dtype": "int4"}, "unknown dtype 'int4'"),
         ({"calibrate": "text.txt"}, "belong together"),
+        ({"mode": "mxfp4", "group_size": 128}, "mxfp4 quantization has 4 bits and groups of 32"),
         ({"bits": 5, "mode": "mxfp4"}, "mxfp4 quantization has 4 bits"),
     ],
 )
