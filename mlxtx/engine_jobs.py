@@ -72,12 +72,15 @@ def _switch_adapter(folder: str | None, state: dict[str, Any]) -> None:
 
 
 def _resolve(model: str) -> tuple[Any, str]:
-    """A path or Hub id for ``model``, and a line about it for the user."""
-    if model != "bundled":
+    """A path or Hub id for ``model``, and a line for the user when that is a makeshift."""
+    from mlxtx.checkpoint.bundled import FOLDER, NAME
+
+    if model != NAME:
         return model, ""
     from mlxtx.default_model import default_model
 
-    return default_model()
+    path, line = default_model()
+    return path, "" if path == FOLDER else line
 
 
 def _without_loaded(report: Callable[[Event], None]) -> Callable[[Event], None]:

@@ -128,14 +128,20 @@ class EngineProcess:
 
     async def _start(self) -> None:
         # A session of its own: Ctrl-C in the terminal belongs to the app.
-        self._process = await asyncio.create_subprocess_exec(
-            *self.command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,
-            limit=_LINE_LIMIT,
-        )
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *self.command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                start_new_session=True,
+                limit=_LINE_LIMIT,
+            )
+        except OSError as error:
+            self._starting = None
+            self._unsent.clear()
+            self._report_end(f"The engine can't be started: {error.strerror or error}.")
+            return
         self._readers = asyncio.create_task(self._read(self._process))
         self._send(b"".join(self._unsent))
         self._unsent.clear()
@@ -171,17 +177,20 @@ class EngineProcess:
         await errors
         self._process = self._starting = None
         if not self._closing:
-            self._report_end(code)
+            self._report_end(self._why(code))
 
     async def _read_errors(self, stream: asyncio.StreamReader) -> None:
         async for line in stream:
             self._errors.append(line.decode("utf-8", "replace").rstrip())
 
-    def _report_end(self, code: int) -> None:
+    def _why(self, code: int) -> str:
         reason = _signal_name(code) if code < 0 else f"exit code {code}"
         message = f"The engine ended by itself ({reason})."
         if code == -signal.SIGABRT or any("emory" in line for line in self._errors):
             message += " It probably ran out of memory: try a smaller model, context or cache."
+        return message
+
+    def _report_end(self, message: str) -> None:
         detail = "\n".join(self._errors)
         for number in sorted(self._open):
             self._deliver(Failed(job=number, message=message, detail=detail))

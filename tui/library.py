@@ -160,6 +160,15 @@ def adapter_base(adapter: Path) -> str:
         return ""
 
 
+def forget_download(repo: str) -> None:
+    """Remove what an unfinished download of ``repo`` has left in the Hub cache."""
+    folder = hub_cache() / ("models--" + repo.replace("/", "--"))
+    for part in _children(folder / "blobs", "*.incomplete"):
+        part.unlink(missing_ok=True)
+    if not any(_children(folder / "snapshots", "*/*.safetensors")):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def delete_model(model: LocalModel) -> int:
     """Remove a model from this machine; gives the bytes that are free again. Raises OSError."""
     if model.folder == BUNDLED:

@@ -258,6 +258,21 @@ async def test_a_child_that_dies_fails_its_jobs_and_can_be_started_again() -> No
     await engine.close()
 
 
+async def test_an_engine_that_can_not_start_is_told() -> None:
+    class Missing(EngineProcess):
+        command = ("/no/such/program",)
+
+    events = Events()
+    ended: list[str] = []
+    engine = Missing(events, lambda message, detail: ended.append(message))
+    number = engine.submit(Count(text="x"))
+    await until(lambda: ended)
+    end = events.wait_end(number, 0)
+    assert isinstance(end, Failed) and end.message == ended[0]
+    assert ended == ["The engine can't be started: No such file or directory."]
+    await engine.close()
+
+
 async def test_closing_does_not_wait_for_a_job_that_ignores_its_flag() -> None:
     class Deaf(EngineProcess):
         command = (

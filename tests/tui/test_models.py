@@ -229,6 +229,9 @@ async def test_a_download_is_shown_paused_resumed_and_done(tmp_path: Path) -> No
 async def test_a_download_is_cancelled_after_a_question(tmp_path: Path) -> None:
     script = Script(Search=found, Plan=plan, Download=lambda job: [asyncio.Event()])
     app = make_app(tmp_path, script)
+    blobs = Path(os.environ["HF_HUB_CACHE"]) / "models--org--small-any" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / "abc.incomplete").write_bytes(b"half")
     async with app.run_test(size=(120, 30)) as pilot:
         await pilot.press("f3")
         await pilot.pause(0.1)
@@ -243,6 +246,7 @@ async def test_a_download_is_cancelled_after_a_question(tmp_path: Path) -> None:
         await pilot.pause(0.1)
         await pilot.press("y")
         await wait_until(pilot, lambda: app.jobs.all[0].state == "cancelled")
+        assert not blobs.parent.exists(), "half a model is of no use"
 
 
 async def test_a_failed_download_says_why(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ Steps = Callable[[Any], Awaitable[None]]
 def picture(snap_compare: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """``picture(script, steps, size)``: the app after ``steps``, compared with its snapshot."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLXTX_HOME", "home")
     monkeypatch.setattr("textual.widgets.TextArea._toggle_cursor_blink_visible", lambda area: None)
     monkeypatch.setattr("textual.widgets.Input._toggle_cursor", lambda field: None)
 
@@ -211,6 +213,22 @@ def test_training_run(picture: Any) -> None:
         await wait_until(pilot, lambda: "a helper" in screen_text(pilot.app))
 
     assert picture(Script(Train=training(asyncio.Event())), steps, (100, 30))
+
+
+def test_questions_and_small_windows(picture: Any, tmp_path: Path) -> None:
+    from tests.tui.test_models import make_model
+
+    make_model(tmp_path / "m" / "qwen3-4b", bits=4, size=700_000)
+    (tmp_path / "settings.toml").write_text('model_folders = ["m"]\n')
+
+    async def steps(pilot: Any, name: str, words: str) -> None:
+        await key(pilot, "f3", "qwen3-4b")
+        await wait_until(pilot, lambda: "tokens fit" in screen_text(pilot.app))
+        await key(pilot, name, words)
+
+    windows = (("d", "Delete qwen3-4b?"), ("a", "Adapters for"), ("c", "group size"))
+    for name, words in windows:
+        assert picture(Script(Plan=plan), partial(steps, name=name, words=words))
 
 
 def test_settings(picture: Any) -> None:

@@ -109,8 +109,8 @@ def test_a_conversation_in_a_real_terminal(tmux: Tmux) -> None:
     tmux.run("paste-buffer", "-b", "p", "-p")
     tmux.wait(lambda screen: "pasted three" in screen)
     tmux.keys("Enter")
-    tmux.wait(lambda screen: "pasted one" in screen and answered(screen))
     chats = Store(tmux.home / "chats.db")
+    tmux.wait(lambda screen: len(chats.messages(1)) == 4 and answered(screen))
     texts = [m.text for m in chats.messages(1) if m.role == "user"]
     assert texts == ["Hello there\nsecond line", "pasted one\npasted two\npasted three"]
     # Every screen opens and goes away.

@@ -21,11 +21,16 @@ from textual.containers import Center, Vertical
 from textual.content import Content
 from textual.widgets import Static
 
+from mlxtx.checkpoint.bundled import NAME as BUNDLED
 from mlxtx.engine import Count, Generate
 from mlxtx.errors import MlxtxError
 from mlxtx.events import Done, Event
 from mlxtx.settings import Sampling
 
+_GUIDE = (
+    "This is the small built-in guide. Ask it about this program, or how a language model works. "
+    "For a bigger one press f3: what is here, what the Hub has, what fits."
+)
 _FIRST_KEYS = (
     ("f1", "all keys and commands"),
     ("f3", "models: here, on the Hub, what fits"),
@@ -133,19 +138,14 @@ class ChatScreen(ChatActions):
 
     def _empty_lines(self, width: int) -> list[Line]:
         model = self.app.model
-        if model.name == "bundled":
-            text = (
-                "This is the small built-in guide. Ask it about this program, or how a language "
-                "model works. For a bigger one press f3: what is here, what the Hub has, what fits."
-            )
-        else:
-            text = f"{model.label} answers on this machine. Nothing you write leaves it."
+        text = f"{model.label} answers on this machine. Nothing you write leaves it."
+        if model.note:
+            text = f"{model.note[0].upper()}{clean(model.note)[1:]}. A real one: press f3."
+        elif model.name == BUNDLED:
+            text = _GUIDE
         column = min(60, width)
         lines = [Content.styled("mlxtx", ".empty-title"), Content("")]
         lines += [part.stylize(".note") for part in wrap(Content(text), column)]
-        if model.note:
-            note = wrap(Content(f"({clean(model.note)})"), column)
-            lines += [Content(""), *(part.stylize(".note") for part in note)]
         lines.append(Content(""))
         for key, words in _FIRST_KEYS:
             lines.append(Content.assemble((key.ljust(7), ".md-link"), (words, ".note")))

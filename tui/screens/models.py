@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mlxtx.tui.actions import bindings
 from mlxtx.tui.clean import one_line, size
 from mlxtx.tui.jobs import LongJob
-from mlxtx.tui.library import LocalModel, delete_model, local_models
+from mlxtx.tui.library import LocalModel, delete_model, forget_download, local_models
 from mlxtx.tui.screens.dialogs import Confirm
 from mlxtx.tui.widgets.bars import Hints, TitleBar
 from mlxtx.tui.widgets.rows import Column, Row, Rows
@@ -341,6 +341,8 @@ class ModelsScreen(Screen[None]):
         self.app.push_screen(Confirm(f"Cancel: {job.label}?"), done)
 
     def job_changed(self, job: LongJob) -> None:
+        if job.state == "cancelled" and job.kind == "download":
+            forget_download(job.title)
         if not job.open:
             self._local = local_models(self.app.model_folders)
             self._redraw()
