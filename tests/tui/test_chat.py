@@ -281,3 +281,97 @@ async def test_speed_shows_while_a_reply_is_written(tmp_path: Path) -> None:
         await wait_until(pilot, lambda: "61.5 tok/s" in screen_text(app))
         assert "memory 2.0 GB / 12.0 GB" in screen_text(app)
         assert "context 40 / 4,096" in screen_text(app)
+
+
+def test_meters_of_every_width() -> None:
+    from mlxtx.tui.widgets.bars import Figures, arrange
+
+    figures = Figures(
+        speed=42.0, first_token=0.3, context_used=12_000, context_size=40_960, cache_bytes=10**9,
+        cache_setting="k8v4g64", memory=4 * 10**9, memory_limit=12 * 10**9,
+    )  # fmt: skip
+    assert {width: arrange(figures, width) for width in (20, 60, 80, 120)} == {
+        20: ("42.0 tok/s", ""),
+        60: ("42.0 tok/s · first 0.3 s", "context 29% · memory 4.0 GB"),
+        80: ("42.0 tok/s · first 0.3 s", "context 29% · memory 4.0 GB · cache 1.0 GB k8v4g64"),
+        120: (
+            "42.0 tok/s · first 0.3 s",
+            "context 12,000 / 40,960 (29%) · memory 4.0 GB / 12.0 GB · cache 1.0 GB k8v4g64",
+        ),
+    }
+
+
+async def test_folding_with_keys_and_clicks(tmp_path: Path) -> None:
+    script = Script(Generate=reply("The answer.", thinking="<think>\nlet me see\n</think>"))
+    app = make_app(tmp_path, script)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ask(pilot, "\n".join(f"row {number}" for number in range(100)))
+        assert "88 more lines" in screen_text(app) and "row 99" not in screen_text(app)
+        rows = screen_text(app).split("\n")
+        at = next(number for number, row in enumerate(rows) if "▸ Thought" in row)
+        await pilot.click(offset=(5, at))
+        await wait_until(pilot, lambda: "let me see" in screen_text(app))
+        assert "<think>" not in screen_text(app)
+        await pilot.press("escape", "k", "enter")
+        await wait_until(pilot, lambda: "row 11" in screen_text(app))
+        app.chat.transcript.scroll_end(animate=False)
+        await pilot.pause()
+        assert "row 99" in screen_text(app)
+
+
+async def test_versions_are_switched_with_the_mouse(tmp_path: Path) -> None:
+    answers = iter(["one", "two"])
+    app = make_app(tmp_path, Script(Generate=lambda job: reply(next(answers))(job)))
+    async with app.run_test(size=(100, 30)) as pilot:
+        await ask(pilot, "question")
+        await pilot.press("ctrl+r")
+        await wait_until(pilot, lambda: "2/2" in screen_text(app) and not app.chat.reply)
+        rows = screen_text(app).split("\n")
+        at = next(number for number, row in enumerate(rows) if "2/2" in row)
+        await pilot.click(offset=(rows[at].index("◂"), at))
+        await wait_until(pilot, lambda: "1/2" in screen_text(app) and "one" in screen_text(app))
+
+
+async def test_commands_of_the_chat(tmp_path: Path) -> None:
+    script = Script()
+    app = make_app(tmp_path, script)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await send(pilot, "/system Be brief.")
+        await send(pilot, "/kv k8v4g64")
+        await ask(pilot, "hi")
+        job = script.submitted(Generate)[0]
+        assert job.messages[0]["content"] == "Be brief." and job.options["kv"] == "k8v4g64"
+        assert "cache 1.5 MB" in screen_text(app)
+        await send(pilot, "/model org/other")
+        assert script.submitted(Load)[-1].model == "org/other" and app.model.kv == "k8v4g64"
+        await wait_until(pilot, lambda: "other" in screen_text(app).split("\n")[0])
+        await send(pilot, "/attach a file.md")
+        assert app.chat.composer.text == '@"a file.md" '
+        app.chat.composer.clear_text()
+        await send(pilot, "/rename")
+        assert app.chat.composer.text == "/rename hi"
+        app.chat.composer.clear_text()
+        await send(pilot, "/edit")
+        assert app.chat.composer.text == "hi" and app.chat.editing is not None
+        await pilot.press("escape")
+        assert app.chat.composer.text == "" and app.chat.editing is None
+        await pilot.press("escape")
+        assert app.chat.transcript.has_focus
+        await pilot.press("tab")
+        assert app.chat.composer.has_focus
+        await send(pilot, "/import")
+        assert "Name a file: /import chat.json" in toasts(app)
+
+
+async def test_what_needs_quiet_waits_for_the_reply(tmp_path: Path) -> None:
+    app = make_app(tmp_path, Script(Generate=reply("text", asyncio.Event())))
+    async with app.run_test() as pilot:
+        await send(pilot, "go")
+        await wait_until(pilot, lambda: "text" in screen_text(app))
+        await pilot.press("ctrl+r")
+        assert any("Wait for the reply" in toast for toast in toasts(app))
+        await send(pilot, "next")
+        await send(pilot, "/unqueue")
+        assert app.chat.queue == [] and "waiting" not in screen_text(app)
+        await pilot.press("escape")
+        await wait_until(pilot, lambda: app.chat.reply is None)

@@ -74,8 +74,8 @@ class Figures:
 
 
 class Meters(Bar):
-    """Status and speed on the left; context, cache and memory on the right. In a narrow terminal
-    the least important figures are left out, whole."""
+    """Status and speed on the left; context, cache and memory on the right. A narrow terminal
+    has shorter forms, and the least important figures are left out, whole."""
 
     figures = Figures()
 
@@ -87,54 +87,72 @@ class Meters(Bar):
         self._arrange()
 
     def _arrange(self) -> None:
-        f = self.figures
-        # The most important first.
-        parts = [
-            ("left", f.status),
-            ("left", _reading(f)),
-            ("left", f"{f.speed:.1f} tok/s" if f.speed else ""),
-            ("right", _context(f)),
-            ("right", _memory(f)),
-            ("left", f"first {duration(f.first_token)}" if f.first_token else ""),
-            ("right", _cache(f)),
-        ]
-        room = self.content_size.width + len(_GAP) - 2
-        kept: dict[str, list[str]] = {"left": [], "right": []}
-        for side, text in parts:
-            if text and (cell_len(text) + len(_GAP) <= room or not any(kept.values())):
-                room -= cell_len(text) + len(_GAP)
-                kept[side].append(text)
-        style = "$text-error" if f.failed else ""
-        self.show(Content.styled(_GAP.join(kept["left"]), style), Content(_GAP.join(kept["right"])))
+        left, right = arrange(self.figures, self.content_size.width)
+        style = "$text-error" if self.figures.failed else ""
+        self.show(Content.styled(left, style), Content(right))
 
 
-def _reading(f: Figures) -> str:
+def arrange(f: Figures, width: int) -> tuple[str, str]:
+    """The left and the right text of the meters for a line of ``width`` cells."""
+    speed = f"{f.speed:.1f} tok/s" if f.speed else ""
+    first = f"first {duration(f.first_token)}" if f.first_token else ""
+    # Side, the short form, the long form; the most important first.
+    parts = [
+        ("left", f.status, f.status),
+        ("left", *_reading(f)),
+        ("left", speed, speed),
+        ("right", *_context(f)),
+        ("right", *_memory(f)),
+        ("left", first, first),
+        ("right", *_cache(f)),
+    ]
+    room = width + len(_GAP) - 2
+    kept: list[tuple[str, str, str]] = []
+    for side, short, long in parts:
+        if short and (cell_len(short) + len(_GAP) <= room or not kept):
+            room -= cell_len(short) + len(_GAP)
+            kept.append((side, short, long))
+    shown: dict[str, list[str]] = {"left": [], "right": []}
+    for side, short, long in kept:
+        fits = cell_len(long) - cell_len(short) <= room
+        room -= cell_len(long) - cell_len(short) if fits else 0
+        shown[side].append(long if fits else short)
+    return _GAP.join(shown["left"]), _GAP.join(shown["right"])
+
+
+def _reading(f: Figures) -> tuple[str, str]:
     if not f.prefill_total or f.prefill_done >= f.prefill_total:
-        return ""
-    text = f"reading {f.prefill_done:,} of {f.prefill_total:,} tokens"
+        return "", ""
+    text = f"reading {f.prefill_done / f.prefill_total:.0%}"
+    left = ""
     if f.prefill_done and f.prefill_seconds:
-        left = f.prefill_seconds * (f.prefill_total - f.prefill_done) / f.prefill_done
-        text += f", {duration(left)} left"
-    return text
+        seconds = f.prefill_seconds * (f.prefill_total - f.prefill_done) / f.prefill_done
+        left = f", {duration(seconds)} left"
+    return text + left, f"reading {f.prefill_done:,} of {f.prefill_total:,} tokens{left}"
 
 
-def _context(f: Figures) -> str:
-    if not f.context_used or not f.context_size:
-        return f"context {f.context_used:,}" if f.context_used else ""
+def _context(f: Figures) -> tuple[str, str]:
+    if not f.context_used:
+        return "", ""
+    text = f"context {f.context_used:,}"
+    if not f.context_size:
+        return text, text
     share = f.context_used / f.context_size
-    return f"context {f.context_used:,} / {f.context_size:,} ({share:.0%})"
+    return f"context {share:.0%}", f"{text} / {f.context_size:,} ({share:.0%})"
 
 
-def _memory(f: Figures) -> str:
+def _memory(f: Figures) -> tuple[str, str]:
     if not f.memory:
-        return ""
-    return f"memory {size(f.memory)}" + (f" / {size(f.memory_limit)}" if f.memory_limit else "")
+        return "", ""
+    text = f"memory {size(f.memory)}"
+    return text, f"{text} / {size(f.memory_limit)}" if f.memory_limit else text
 
 
-def _cache(f: Figures) -> str:
-    if not f.cache_bytes and not f.cache_setting:
-        return ""
-    return f"cache {size(f.cache_bytes) if f.cache_bytes else ''} {f.cache_setting}".rstrip()
+def _cache(f: Figures) -> tuple[str, str]:
+    if not f.cache_bytes:
+        return "", ""
+    text = f"cache {size(f.cache_bytes)}"
+    return text, f"{text} {f.cache_setting}".rstrip()
 
 
 class Hints(Bar):

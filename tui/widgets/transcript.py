@@ -85,11 +85,6 @@ class Transcript(ScrollView, can_focus=True):
         self._mark_last()
         self._measure()
 
-    def add(self, view: MessageView) -> None:
-        self.views.append(view)
-        self._mark_last()
-        self._measure(max(self._first, len(self.views) - 2))
-
     def changed(self, view: MessageView) -> None:
         """``view`` has grown or changed: measure and draw what is different."""
         if view in self.views[self._first :]:
