@@ -7,6 +7,7 @@ reads keys under the names that vendors use and leaves the strict accounting to 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from mlxtx.decoder.config import (
@@ -22,6 +23,7 @@ from mlxtx.decoder.config import (
     LatentAttentionConfig,
     NormConfig,
     RopeConfig,
+    RouterConfig,
 )
 from mlxtx.families.reader import ConfigReader
 from mlxtx.families.rope import make_rope, rope_parameters
@@ -124,6 +126,26 @@ class HubConfig(ConfigReader):
         name = self.get(*keys, default=activation)
         size = self.get(width) if isinstance(width, str) else width
         return FeedForwardConfig(width=size, activation=ACTIVATIONS.get(name, name), **fields)
+
+    def experts(
+        self,
+        width: str = "intermediate_size",
+        shared: int | FeedForwardConfig | None = None,
+        fields: dict[str, Any] | None = None,
+        **routing: Any,
+    ) -> ExpertsConfig:
+        """Experts under every vendor's names, with this routing. All tokens go through ``shared``,
+        a feed-forward or so many experts; ``fields`` are more of ``ExpertsConfig``'s."""
+        fields = dict(fields or {})
+        expert = fields["expert"] = fields.get("expert") or self.feed_forward(width)
+        if isinstance(shared, int):
+            shared = replace(expert, width=expert.width * shared) if shared else None
+        names = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+        if "count" not in fields:
+            fields["count"] = self.get(*names)
+            fields["per_token"] = self.get("num_experts_per_tok", "moe_k", "top_k_experts")
+        router = RouterConfig(**routing)
+        return ExpertsConfig(router=router, shared=shared, **fields)
 
     def biases(self, default: bool = False) -> dict[str, Any]:
         """One switch for the biases of all four projections."""

@@ -5,16 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from mlxtx.decoder.config import (
-    DecoderConfig,
-    ExpertsConfig,
-    LatentAttentionConfig,
-    NormConfig,
-    RouterConfig,
-)
+from mlxtx.decoder.config import DecoderConfig, ExpertsConfig, LatentAttentionConfig, NormConfig
 from mlxtx.decoder.positions import yarn_amplitude
 from mlxtx.families.common import FULL, SLIDING, HubConfig, head_norm
 from mlxtx.families.family import Family
+from mlxtx.families.llama import llama
 from mlxtx.families.rope import make_rope, rope_parameters
 from mlxtx.families.rules import CORRECTION, LAYER, experts, names, tensor
 from mlxtx.naming.map import Drop, Rule, rename
@@ -48,19 +43,12 @@ def latent_attention(
     return [attention] * config.layers
 
 
-def shared_experts(config: HubConfig, router: RouterConfig, default: int = 1) -> ExpertsConfig:
+def shared_experts(config: HubConfig, default: int = 1, **routing: Any) -> ExpertsConfig:
     """Experts, some of which all tokens share, in DeepSeek's words."""
     config.ignore("aux_loss_alpha ep_size seq_aux")
     config.expect(moe_layer_freq=1)
-    expert = config.feed_forward("moe_intermediate_size")
     shared = config.get("n_shared_experts", default=default)
-    return ExpertsConfig(
-        count=config.get("n_routed_experts", "num_local_experts"),
-        per_token=config.get("num_experts_per_tok"),
-        expert=expert,
-        shared=replace(expert, width=expert.width * shared) if shared else None,
-        router=router,
-    )
+    return config.experts("moe_intermediate_size", shared, **routing)
 
 
 def sigmoid_experts(
@@ -68,7 +56,8 @@ def sigmoid_experts(
 ) -> ExpertsConfig:
     """DeepSeek-V3's routing: sigmoid scores, a bias that only chooses, the best groups."""
     config.expect(topk_method="noaux_tc", scoring_func=("sigmoid", "noaux_tc"))
-    router = RouterConfig(
+    return shared_experts(
+        config,
         scores="sigmoid",
         normalize=config.get("norm_topk_prob", default=normalize),
         normalize_eps=1e-20,
@@ -78,7 +67,6 @@ def sigmoid_experts(
         chosen_groups=config.get("topk_group", default=1),
         group_score="top2",
     )
-    return shared_experts(config, router)
 
 
 def dense_first(config: HubConfig, sparse: ExpertsConfig, default: int) -> list:
@@ -100,12 +88,9 @@ def deepseek_v2(config: HubConfig) -> DecoderConfig:
     config.expect(topk_method=("greedy", "group_limited_greedy"))
     limited = config.get("topk_method", default="greedy") != "greedy"
     groups, chosen = (config.get(name, default=1) for name in ("n_group", "topk_group"))
-    router = RouterConfig(
-        scaling=float(config.get("routed_scaling_factor", default=1.0)),
-        groups=groups if limited else 1,
-        chosen_groups=chosen if limited else 1,
-    )
-    body = dense_first(config, shared_experts(config, router, 2), 0)
+    limits = {"groups": groups, "chosen_groups": chosen} if limited else {}
+    scaling = float(config.get("routed_scaling_factor", default=1.0))
+    body = dense_first(config, shared_experts(config, 2, scaling=scaling, **limits), 0)
     return config.decoder(config.rms_norm(), body, layers=latent_attention(config))
 
 
@@ -144,45 +129,27 @@ def minicpm3(config: HubConfig) -> DecoderConfig:
 
 
 def dots1(config: HubConfig) -> DecoderConfig:
-    norm, first = config.rms_norm(), config.get("max_window_layers", default=62)
+    first = config.get("max_window_layers", default=62)
     types = config.layer_types([SLIDING if i >= first else FULL for i in range(config.layers)])
-    return config.decoder(
-        norm,
-        dense_first(config, sigmoid_experts(config, normalize=False), 0),
-        rope=config.rope(),
-        window=config.windows(types, 4096),
-        **config.biases(),
-        **head_norm(norm),
-    )
+    body = dense_first(config, sigmoid_experts(config, normalize=False), 0)
+    own = head_norm(config.rms_norm())
+    return llama(config, window=config.windows(types, 4096), feed_forward=body, **own)
 
 
 def glm4_moe(config: HubConfig) -> DecoderConfig:
-    norm = config.rms_norm(1e-5)
-    own: dict[str, Any] = {}
-    if config.get("use_qk_norm", default=False):
-        own = head_norm(norm)
-    decoder = config.decoder(
-        norm,
-        dense_first(config, sigmoid_experts(config), 1),
-        rope=config.rope(partial=0.5),
-        qkv_bias=config.get("attention_bias", default=False),
-        **own,
-    )
-    return ahead(config, decoder)
+    normed = config.get("use_qk_norm", default=False)
+    own = head_norm(config.rms_norm(1e-5)) if normed else {}
+    body = dense_first(config, sigmoid_experts(config), 1)
+    fields: dict[str, Any] = {"rope": {"partial": 0.5}, "output_bias": False, **own}
+    return ahead(config, llama(config, 1e-5, feed_forward=body, **fields))
 
 
 def solar_open(config: HubConfig) -> DecoderConfig:
     """Experts in every layer."""
     config.expect(first_k_dense_replace=0, use_qk_norm=False)
     config.ignore("intermediate_size")
-    size = config.head_dim(128)
-    return config.decoder(
-        config.rms_norm(1e-5),
-        sigmoid_experts(config),
-        head_dim=size,
-        rope=config.rope(size, partial=1.0, theta=1e6),
-        qkv_bias=config.get("attention_bias", default=False),
-    )
+    body, rope = sigmoid_experts(config), {"partial": 1.0, "theta": 1e6}
+    return llama(config, 1e-5, 128, rope=rope, feed_forward=body, output_bias=False)
 
 
 def latent_rules(decoder: DecoderConfig) -> tuple[Rule, ...]:

@@ -13,7 +13,6 @@ from mlxtx.decoder.config import (
     ExpertsConfig,
     HeadNormConfig,
     NormConfig,
-    RouterConfig,
 )
 from mlxtx.families.common import FULL, SLIDING, HubConfig, behind, head_norm
 from mlxtx.families.family import Family
@@ -181,12 +180,8 @@ def gemma4_text(config: HubConfig) -> DecoderConfig:
 
 def _gemma4_experts(config: HubConfig, norm: NormConfig) -> ExpertsConfig:
     """The router normalises its input and scales each expert's weight."""
-    return ExpertsConfig(
-        count=config.get("num_experts"),
-        per_token=config.get("top_k_experts"),
-        expert=config.feed_forward("moe_intermediate_size", **GELU),
-        router=RouterConfig(normalize=True, norm=norm, expert_scale=True),
-    )
+    expert = config.feed_forward("moe_intermediate_size", **GELU)
+    return config.experts(fields={"expert": expert}, normalize=True, norm=norm, expert_scale=True)
 
 
 def _gemma4_rules(decoder: DecoderConfig) -> tuple[Rule, ...]:

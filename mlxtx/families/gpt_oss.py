@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from mlxtx.decoder.config import DecoderConfig, ExpertsConfig, RouterConfig, TemperatureConfig
+from mlxtx.decoder.config import DecoderConfig, TemperatureConfig
 from mlxtx.families.common import FULL, HubConfig, head_norm
 from mlxtx.families.family import Family
-from mlxtx.families.llama import INTERLEAVED
+from mlxtx.families.llama import INTERLEAVED, llama
 from mlxtx.families.rules import LAYER, experts_of, names, shared_expert
 from mlxtx.naming.map import Rule, rename
 from mlxtx.naming.transforms import Split, Transform, Transposed, chain
@@ -29,24 +29,15 @@ YARN = {
 def gpt_oss(config: HubConfig) -> DecoderConfig:
     """Sinks, a window in every other layer, experts with biases and a clipped SwiGLU."""
     config.ignore("initial_context_length experts_per_token")
-    size = config.head_dim(64)
-    sparse = ExpertsConfig(
-        count=config.get("num_local_experts", "num_experts"),
-        per_token=config.get("num_experts_per_tok"),
-        expert=config.feed_forward(bias=True),
-        router=RouterConfig(scores="softmax_chosen", bias=True),
-        clip=config.get("swiglu_limit", default=7.0),
-        clip_alpha=config.get("swiglu_alpha", default=1.702),
-    )
-    return config.decoder(
-        config.rms_norm(1e-5),
-        sparse,
-        head_dim=size,
-        rope=config.rope(size, theta=150000.0, otherwise=YARN),
-        window=config.windows(config.layer_types(config.every(2)), 128),
-        sinks=True,
-        **config.biases(True),
-    )
+    clip = config.get("swiglu_limit", default=7.0)
+    alpha = config.get("swiglu_alpha", default=1.702)
+    expert = config.feed_forward(bias=True)
+    clipped = {"expert": expert, "clip": clip, "clip_alpha": alpha}
+    sparse = config.experts(fields=clipped, scores="softmax_chosen", bias=True)
+    window = config.windows(config.layer_types(config.every(2)), 128)
+    rope = {"theta": 150000.0, "otherwise": YARN}
+    attention = {"window": window, "sinks": True, **config.biases(True)}
+    return llama(config, 1e-5, 64, rope=rope, feed_forward=sparse, **attention)
 
 
 @dataclass(frozen=True)
@@ -120,14 +111,8 @@ def llama4_text(config: HubConfig) -> DecoderConfig:
         for layer, has, kind in zip(plain, turned, types, strict=True)
     ]
     expert = config.feed_forward()
-    sparse = ExpertsConfig(
-        count=config.get("num_local_experts"),
-        per_token=config.get("num_experts_per_tok", default=1),
-        expert=expert,
-        shared=expert,
-        router=RouterConfig(scores="sigmoid_chosen"),
-        scale_input=True,
-    )
+    config.config.setdefault("num_experts_per_tok", 1)
+    sparse = config.experts(shared=expert, fields={"scale_input": True}, scores="sigmoid_chosen")
     dense = config.feed_forward(config.get("intermediate_size_mlp", default=16384))
     step = config.get("interleave_moe_layer_step", default=1)
     listed = config.nullable("moe_layers", None)

@@ -30,18 +30,20 @@ def llama(
     *,
     rope: dict[str, Any] | RopeConfig | list | None = None,
     mlp_bias: bool | None = None,
+    feed_forward: Any = None,
     **fields: Any,
 ) -> DecoderConfig:
-    """Pre-norm blocks of attention and SwiGLU. ``rope`` may hold defaults of ``HubConfig.rope``;
-    ``fields`` are those of ``HubConfig.decoder``, attention's among them."""
+    """Pre-norm blocks of attention and SwiGLU, or another ``feed_forward``. ``rope`` may hold
+    defaults of ``HubConfig.rope``; ``fields`` are those of ``HubConfig.decoder``, attention's
+    among them."""
     size = config.head_dim(head_dim)
     if rope is None or isinstance(rope, dict):
         rope = config.rope(size, **(rope or {}))
     if mlp_bias is None:
         mlp_bias = config.get("mlp_bias", default=False)
     attention = {"head_dim": size, "rope": rope, **config.biases()}
-    gated = config.feed_forward(bias=mlp_bias)
-    return config.decoder(config.rms_norm(eps), gated, **{**attention, **fields})
+    body = feed_forward or config.feed_forward(bias=mlp_bias)
+    return config.decoder(config.rms_norm(eps), body, **{**attention, **fields})
 
 
 def mistral(config: HubConfig) -> DecoderConfig:
@@ -149,16 +151,16 @@ def arcee(config: HubConfig) -> DecoderConfig:
     """A feed-forward without gate: squared ReLU."""
     bias = config.get("mlp_bias", default=False)
     plain = config.feed_forward(activation="relu2", gated=False, bias=bias)
-    return config.decoder(config.rms_norm(1e-5), plain, rope=config.rope(), **config.biases())
+    return llama(config, 1e-5, feed_forward=plain)
 
 
 def apertus(config: HubConfig) -> DecoderConfig:
     """xIELU without gate, norms of queries and keys."""
     config.expect(qk_norm=True, post_norm=False, mlp_bias=False)
-    norm = config.rms_norm(1e-5)
     plain = config.feed_forward(activation="xielu", gated=False)
-    rope = config.rope(theta=12e6, otherwise=llama3_scaling(8.0))
-    return config.decoder(norm, plain, rope=rope, **config.biases(), **head_norm(norm))
+    rope = {"theta": 12e6, "otherwise": llama3_scaling(8.0)}
+    own = head_norm(config.rms_norm(1e-5))
+    return llama(config, 1e-5, rope=rope, feed_forward=plain, **own)
 
 
 def _output_norms(config: HubConfig, over: str, **attention: Any) -> DecoderConfig:
@@ -236,60 +238,52 @@ def hunyuan_attention(config: HubConfig) -> dict[str, Any]:
     """Queries and keys are normalised after RoPE; ``alpha`` stretches RoPE's base once for all."""
     config.expect(use_qk_norm=True, use_rotary_pos_emb=True, use_cla=False, mlp_bias=False)
     config.expect(norm_type="rms")
+    config.config.setdefault("head_dim", config.get("attention_head_dim", default=None))
     config.ignore(
         "org_vocab_size cla_share_factor add_classification_head class_num pool_type dense_list"
         " im_start_id im_end_id im_newline_id mask_init_id text_start_id text_end_id"
         " image_token_id video_start_id video_end_id eod_token_id"
     )
-    size = config.get("head_dim", "attention_head_dim", default=None) or config.head_dim()
-    parameters = rope_parameters(config)
+    size, parameters = config.head_dim(), rope_parameters(config)
     alpha = parameters.pop("alpha", None)
     if alpha and parameters["rope_type"] == "dynamic":
         parameters["rope_type"] = "default"
         parameters["rope_theta"] *= alpha ** (size / (size - 2))
     rope = make_rope(parameters, size, config.context)
-    own = {"rope": rope, "norm_after_rope": True, **head_norm(config.rms_norm(1e-5))}
-    return {"head_dim": size, **config.biases(), **own}
+    return {"rope": rope, "norm_after_rope": True, **head_norm(config.rms_norm(1e-5))}
 
 
 def hunyuan_v1_dense(config: HubConfig) -> DecoderConfig:
-    attention = hunyuan_attention(config)
-    return config.decoder(config.rms_norm(1e-5), config.feed_forward(), **attention)
+    return llama(config, 1e-5, **hunyuan_attention(config))
 
 
 def nanochat(config: HubConfig) -> DecoderConfig:
     """No norm has a weight, embeddings are normalised too, and RoPE turns the other way round."""
     norm = config.rms_norm(weight=False)
-    rope = config.rope(fields={"backwards": True})
     cap = config.nullable("final_logit_softcapping", 15.0)
+    attention = {"rope": config.rope(fields={"backwards": True}), "norm_after_rope": True}
     return config.decoder(
         norm,
         config.feed_forward(activation="relu2", gated=False),
         embedding={"norm": norm},
         head={"softcap": cap},
-        rope=rope,
-        norm_after_rope=True,
-        **config.biases(),
-        **head_norm(norm),
+        **{**attention, **config.biases(), **head_norm(norm)},
     )
 
 
 def granite(config: HubConfig, feed_forward: Any = None) -> DecoderConfig:
     """Multipliers on embeddings, scores, residuals and logits."""
-    plain = config.feed_forward(bias=config.get("mlp_bias", default=False))
 
     def multiplier(name: str) -> float:
         return float(config.get(name, default=1.0))
 
-    return config.decoder(
-        config.rms_norm(),
-        feed_forward or plain,
+    return llama(
+        config,
+        feed_forward=feed_forward,
         block={"residual_multiplier": multiplier("residual_multiplier")},
         embedding={"multiplier": multiplier("embedding_multiplier")},
         head={"multiplier": 1 / multiplier("logits_scaling")},
-        rope=config.rope(),
         scale=multiplier("attention_multiplier"),
-        **config.biases(),
     )
 
 
