@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxtx import engine
@@ -39,7 +40,11 @@ def _load(job: engine.Load, running: Running) -> Done:
             seconds=time.perf_counter() - start,
             bytes=_memory(),
             context=state["model"].context,
-            details={"note": state["note"], "memory_limit": _limit()},
+            details={
+                "note": state["note"],
+                "memory_limit": _limit(),
+                "sampling": state["sampling"],
+            },
         )
     )
     return Done(reason="done")
@@ -47,16 +52,37 @@ def _load(job: engine.Load, running: Running) -> Done:
 
 def _loaded(job: engine.Load, running: Running) -> dict[str, Any]:
     import mlxtx
+    from mlxtx.checkpoint import resolve
     from mlxtx.tuning.adapters import Adapters
 
     path, note = _resolve(job.model)
-    model = mlxtx.load(
-        path,
-        revision=job.revision,
-        on_event=_without_loaded(running.report),
-        **job.options,
-    )
-    return {"model": model, "note": note, "adapters": Adapters(model.model, model.config)}
+    report = _without_loaded(running.report)
+    folder = resolve(path, job.revision, on_event=report)
+    model = mlxtx.load(folder, on_event=report, **job.options)
+    return {
+        "model": model,
+        "note": note,
+        "adapters": Adapters(model.model, model.config),
+        "sampling": own_sampling(folder),
+    }
+
+
+def own_sampling(folder: Path) -> dict[str, Any]:
+    """How the model's makers would sample, from its ``generation_config.json``; {} if unsaid."""
+    import json
+
+    from mlxtx.settings import Sampling, checked
+
+    try:
+        values = json.loads((folder / "generation_config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(values, dict):
+        return {}
+    if values.get("do_sample") is False:
+        return {"temperature": 0.0}
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    return checked(Sampling, {name: values[name] for name in names if name in values}, "", [])
 
 
 def _switch_adapter(folder: str | None, state: dict[str, Any]) -> None:

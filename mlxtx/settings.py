@@ -109,7 +109,7 @@ def load_settings(path: Path | None = None) -> tuple[Settings, list[str]]:
         return Settings(), [f"{path} was not read, the defaults are used: {error}"]
     problems: list[str] = []
     tables = {
-        "sampling": lambda value: Sampling(**_checked(Sampling, value, "sampling.", problems)),
+        "sampling": lambda value: Sampling(**checked(Sampling, value, "sampling.", problems)),
         "keys": lambda value: _checked_keys(value, problems),
         "presets": lambda value: _checked_presets(value, problems),
     }
@@ -121,11 +121,11 @@ def load_settings(path: Path | None = None) -> tuple[Settings, list[str]]:
                 chosen[name] = read(value)
             else:
                 problems.append(f"{name} must be a table [{name}]; it was skipped")
-    chosen |= _checked(Settings, values, "", problems)
+    chosen |= checked(Settings, values, "", problems)
     return Settings(**chosen), problems
 
 
-def _checked(cls: type, values: dict[str, Any], prefix: str, problems: list[str]) -> dict[str, Any]:
+def checked(cls: type, values: dict[str, Any], prefix: str, problems: list[str]) -> dict[str, Any]:
     """The entries of ``values`` that ``cls`` knows and that have the right type and range."""
     good = {}
     for name, value in values.items():
@@ -204,8 +204,8 @@ def _checked_presets(values: dict[str, Any], problems: list[str]) -> dict[str, P
             problems.append(f"presets.{name} must be a table with a string system; it was skipped")
             continue
         sampling = {key: item for key, item in value.items() if key != "system"}
-        checked = _checked(Sampling, sampling, f"presets.{name}.", problems)
-        good[name] = Preset(value.get("system", ""), checked)
+        right = checked(Sampling, sampling, f"presets.{name}.", problems)
+        good[name] = Preset(value.get("system", ""), right)
     return good
 
 

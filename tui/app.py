@@ -179,6 +179,7 @@ class MlxtxApp(Services):
             self.model.memory = event.bytes
             self.model.memory_limit = event.details.get("memory_limit")
             self.model.note = event.details.get("note", "")
+            self.model.sampling = event.details.get("sampling", {})
         elif isinstance(event, Failed) and self.model.state != "dead":
             self.model.state = "failed"
             self.tell(f"{self.model.name}: {event.message}", "error", timeout=15)

@@ -235,6 +235,22 @@ def test_training_is_paused_with_its_state_and_goes_on(
     assert first.done > 4
 
 
+def test_sampling_as_the_makers_of_a_model_would(tmp_path: Path) -> None:
+    from mlxtx.engine_jobs import own_sampling
+
+    file = tmp_path / "generation_config.json"
+    assert own_sampling(tmp_path) == {}
+    for text, found in (
+        ('{"do_sample": false, "temperature": 0.6}', {"temperature": 0.0}),
+        ('{"temperature": 0.6, "top_k": 20, "eos_token_id": 1}', {"temperature": 0.6, "top_k": 20}),
+        ('{"temperature": -1, "top_p": "x", "min_p": null, "top_k": 5}', {"top_k": 5}),
+        ("[1]", {}),
+        ("{", {}),
+    ):
+        file.write_text(text)
+        assert own_sampling(tmp_path) == found
+
+
 def test_the_plan_is_what_the_screen_needs(desk: Desk, model: Path) -> None:
     found = desk.run(Plan(model=str(model)))[-1].details
     assert found["fits"] and found["weights"] > 100_000 and found["limit"] > 1e9

@@ -179,6 +179,6 @@ def test_figures_for_people() -> None:
     assert [size(n) for n in (0, 999, 1500, 999_600, 4.2e9, 1.4e11)] == [
         "0 B", "999 B", "1.5 kB", "1.0 MB", "4.2 GB", "140 GB",
     ]  # fmt: skip
-    assert [duration(s) for s in (0.44, 12.4, 59.6, 200, 7500)] == [
-        "0.4 s", "12 s", "1 min", "3 min 20 s", "2 h 5 min",
+    assert [duration(s) for s in (0.0384, 0.44, 12.4, 59.6, 200, 7500)] == [
+        "38 ms", "0.4 s", "12 s", "1 min", "3 min 20 s", "2 h 5 min",
     ]  # fmt: skip

@@ -237,6 +237,25 @@ async def test_presets_and_sampling_hold_for_the_chat(tmp_path: Path) -> None:
         assert again is not None and again.settings["system"] == "Arr"
 
 
+async def test_the_models_own_sampling_gives_way_to_what_was_chosen(tmp_path: Path) -> None:
+    from mlxtx.events import Done, Loaded
+
+    def load(job: object) -> list[object]:
+        sampling = {"temperature": 0.0, "top_k": 20, "top_p": 0.8}
+        loaded = Loaded(model="m", seconds=0.1, bytes=1, details={"sampling": sampling})
+        return [loaded, Done(reason="done")]
+
+    (tmp_path / "settings.toml").write_text("[sampling]\ntop_k = 7\n")
+    app = make_app(tmp_path, Script(Load=load))
+    async with app.run_test() as pilot:
+        await wait_until(pilot, lambda: app.model.state == "ready")
+        app.chat.composer.fill("/set top_p 0.5")
+        await pilot.press("enter")
+        found = app.chat.sampling
+        assert (found["temperature"], found["top_k"], found["top_p"]) == (0.0, 7, 0.5)
+        assert found["max_tokens"] == 2048
+
+
 async def test_a_preset_can_be_saved_from_the_panel(tmp_path: Path) -> None:
     app = make_app(tmp_path)
     async with app.run_test(size=(100, 30)) as pilot:

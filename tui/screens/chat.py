@@ -233,11 +233,17 @@ class ChatScreen(ChatActions):
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """The values that hold for this chat."""
+        """The values that hold for this chat: its own, else those of the settings that a person
+        has changed, else the model's, else ours."""
         own = self.conversation.settings.get("sampling", {})
-        known = Sampling.__dataclass_fields__
-        chosen = {name: value for name, value in own.items() if name in known}
-        return {**vars(self.app.settings.sampling), **chosen}
+        default = vars(Sampling())
+        changed = {
+            name: value
+            for name, value in vars(self.app.settings.sampling).items()
+            if value != default[name]
+        }
+        chosen = {name: value for name, value in own.items() if name in default}
+        return {**default, **self.app.model.sampling, **changed, **chosen}
 
     def _options(self) -> dict[str, Any]:
         options = self.sampling
