@@ -10,24 +10,26 @@ import sys
 import mlx.core as mx
 
 import mlxtx
-from mlxtx.default_model import default_model
+from mlxtx.checkpoint import resolve
 from mlxtx.text.inert import inert
 from mlxtx.text.tokenizer import Tokenizer
 
-path = sys.argv[1] if len(sys.argv) > 1 else default_model()[0]
-model, config = mlxtx.load_model(path)
-tokenizer = Tokenizer.load(path)
+folder = resolve(sys.argv[1] if len(sys.argv) > 1 else "bundled")
+model, config = mlxtx.load_model(folder)
+tokenizer = Tokenizer.load(folder)
 
-prompts = [tokenizer.encode(text) for text in ("The lamp on the table", "Rain")]
+questions = ("What is a decoder made of?", "What is mlxtx?")
+prompts = [tokenizer.encode_chat([{"role": "user", "content": text}]) for text in questions]
 longest = max(map(len, prompts))
 padding = [longest - len(prompt) for prompt in prompts]
 tokens = mx.array([[0] * pad + prompt for pad, prompt in zip(padding, prompts, strict=True)])
 
 cache = model.make_cache(left_padding=padding)
 answer = []
-for _ in range(16):
+for _ in range(40):
     logits = model(tokens, cache, last=1)  # [2, 1, V]
     tokens = mx.argmax(logits, axis=-1)  # [2, 1]
     answer.append(tokens)
 for row in mx.concatenate(answer, axis=1).tolist():
-    print(inert(tokenizer.decode(row)))
+    ends = [index for index, token in enumerate(row) if token in tokenizer.eos_ids]
+    print(inert(tokenizer.decode(row[: ends[0]] if ends else row)))

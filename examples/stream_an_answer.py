@@ -6,12 +6,11 @@ python examples/stream_an_answer.py [path/or/hub-id] ["a prompt"]
 import sys
 
 import mlxtx
-from mlxtx.default_model import default_model
 from mlxtx.events import Delta, Done
 from mlxtx.text.inert import inert
 
-path = sys.argv[1] if len(sys.argv) > 1 else default_model()[0]
-prompt = sys.argv[2] if len(sys.argv) > 2 else "Why is the sky blue?"
+path = sys.argv[1] if len(sys.argv) > 1 else "bundled"
+prompt = sys.argv[2] if len(sys.argv) > 2 else "What is a token?"
 
 model = mlxtx.load(path)
 messages = [{"role": "user", "content": prompt}]

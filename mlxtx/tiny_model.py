@@ -1,7 +1,7 @@
-"""A tiny model with random weights, for tests and for trying the commands without a download.
+"""A model with random weights, for tests and benchmarks.
 
 It has the shape of a Llama and a vocabulary of a few hundred pieces, and what it says means
-nothing. It is written in a moment and is always the same for the same seed.
+nothing. A tiny one is written in a moment; it is always the same for the same seed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Talks with a model.
 
     mlxtx chat --model path/or/hub-id
-    echo "What is a prime number?" | mlxtx chat
+    echo "What is mlxtx?" | mlxtx chat
 
 On a terminal this opens the full-screen app; --plain stays with one line at a time. Where
 there is no terminal, stdin is the prompt and the answer is printed.

@@ -7,8 +7,8 @@ import signal
 
 import pytest
 
-from mlxtx import default_model as default
 from mlxtx.command_line import ProgressLine, stats_line, stop_on_interrupt
+from mlxtx.default_model import default_model
 from mlxtx.events import Loaded, Prefill, Progress, Stats
 from mlxtx.language_model import load
 
@@ -72,32 +72,10 @@ def test_stats_line_says_what_was_reused():
     assert stats_line(stats, "stop_string").endswith("ended by: stop string")
 
 
-@pytest.fixture
-def no_bundled_model(tmp_path, monkeypatch):
-    """A user's cache folder, and a package without a model."""
-    monkeypatch.setattr(default, "BUNDLED", tmp_path / "bundled")
-    monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / "cache" / name))
-    return tmp_path
-
-
-def test_the_stand_in_is_written_once_and_says_what_it_is(no_bundled_model):
-    folder, notice = default.default_model()
-    assert "random weights" in notice and "mean nothing" in notice and "--model" in notice
-    assert folder.is_relative_to(no_bundled_model / "cache" / "mlxtx")
-    written = (folder / "model.safetensors").stat().st_mtime_ns
-    assert default.default_model()[0] == folder
-    assert (folder / "model.safetensors").stat().st_mtime_ns == written
-    assert load(folder).generate("Hello", max_tokens=3).text
-
-
-def test_a_bundled_model_comes_first(no_bundled_model):
-    (no_bundled_model / "bundled").mkdir()
-    (no_bundled_model / "bundled" / "config.json").write_text("{}")
-    folder, notice = default.default_model()
-    assert folder == no_bundled_model / "bundled" and "random" not in notice
-
-
-def test_without_a_cache_folder_a_temporary_one_will_do(no_bundled_model):
-    (no_bundled_model / "cache").write_text("a file where the folder should be")
-    folder, _ = default.default_model()
+def test_the_model_of_the_package_answers_by_default():
+    folder, notice = default_model()
     assert (folder / "config.json").is_file()
+    assert "built-in guide" in notice and "--model" in notice
+    guide = load(folder)
+    answer = guide.generate([{"role": "user", "content": "What is mlxtx?"}], max_tokens=64)
+    assert answer.finish_reason == "stop" and "mlxtx" in answer.text

@@ -26,28 +26,24 @@ def test_all_are_tested():
 
 
 def streamed() -> list[str]:
-    messages = [{"role": "user", "content": "Why is the sky blue?"}]
+    messages = [{"role": "user", "content": "What is a token?"}]
     answer = tiny_language_model().generate(messages, max_tokens=60, temperature=0.7, seed=0)
     return [f"{answer.text}\n[{answer.finish_reason}; "]
 
 
 def talked() -> list[str]:
-    messages = [
-        {"role": "system", "content": "Answer in one sentence."},
-        {"role": "user", "content": "What is a prime number?"},
-    ]
+    messages = [{"role": "user", "content": "What is a key/value cache?"}]
     model = tiny_language_model()
     first = model.generate(messages, max_tokens=40)
-    prompt = len(model.encode(messages))
-    return [f"\n{first.text}\n[0 of {prompt} prompt tokens were reused]\n> Which is the smallest?"]
+    reused = f"[0 of {len(model.encode(messages))} prompt tokens were reused]"
+    return [f"\n{first.text}\n{reused}\n> How do I make it smaller?"]
 
 
 def by_hand() -> list[str]:
-    answers = tiny_language_model().generate_batch(
-        ["The lamp on the table", "Rain"], max_tokens=16, ignore_end=True
-    )
     model = tiny_language_model()
-    return ["\n".join(model.tokenizer.decode(answer.tokens) for answer in answers)]
+    questions = ("What is a decoder made of?", "What is mlxtx?")
+    prompts = [[{"role": "user", "content": text}] for text in questions]
+    return ["\n".join(answer.text for answer in model.generate_batch(prompts, max_tokens=40))]
 
 
 EXPECTED = {
