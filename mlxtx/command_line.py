@@ -76,6 +76,11 @@ def _names(options: Any) -> set[str]:
     return set(options.__dataclass_fields__)
 
 
+def read_stdin() -> str:
+    """All of stdin, less the line end that ``echo`` and editors put last."""
+    return sys.stdin.read().removesuffix("\n")
+
+
 def load_for(args: argparse.Namespace) -> LanguageModel:
     """The model the options name, or the default one; says so, and shows progress, on stderr."""
     from mlxtx.language_model import load

@@ -25,6 +25,7 @@ from mlxtx.command_line import (
     add_model_options,
     add_sampling_options,
     load_for,
+    read_stdin,
     sampling_options,
     stats_line,
     stop_on_interrupt,
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from mlxtx.tui.app import main as open_app
 
         return open_app(list(sys.argv[1:] if argv is None else argv)) or 0
-    first = None if on_terminal else sys.stdin.read()
+    first = None if on_terminal else read_stdin()
     if first is not None and not first.strip():
         raise MlxtxError("stdin is empty; pipe a message into mlxtx, or run it in a terminal")
     options = sampling_options(args)

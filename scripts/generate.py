@@ -21,6 +21,7 @@ from mlxtx.command_line import (
     add_model_options,
     add_sampling_options,
     load_for,
+    read_stdin,
     sampling_options,
     stats_line,
     stop_on_interrupt,
@@ -77,8 +78,7 @@ def read_prompt(given: str | None) -> str:
     """The option's text, or stdin."""
     if given is None and sys.stdin.isatty():
         raise MlxtxError("no prompt: use --prompt TEXT, or pipe a text into mlxtx generate")
-    text = sys.stdin.read() if given in (None, "-") else given
-    assert text is not None
+    text = read_stdin() if given is None or given == "-" else given
     if not text.strip():
         raise MlxtxError("the prompt is empty")
     return text

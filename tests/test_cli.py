@@ -227,7 +227,11 @@ def test_stdin_without_text_is_an_error(tmp_path):
 def test_generate_reads_stdin(tmp_path):
     arguments = ["generate", "--model", str(tiny_folder()), "--max-tokens", "6", "--prompt", "-"]
     done = subprocess.run(
-        command(*arguments), input=PROMPT, capture_output=True, text=True, env=environment(tmp_path)
+        command(*arguments),
+        input=PROMPT + "\n",
+        capture_output=True,
+        text=True,
+        env=environment(tmp_path),
     )
     assert done.stdout == expected(max_tokens=6).text + "\n" and done.returncode == 0
 
