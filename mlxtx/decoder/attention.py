@@ -127,13 +127,7 @@ class Attention(nn.Module):
             if config.clip_qkv is not None:
                 v = mx.clip(v, -config.clip_qkv, config.clip_qkv)
         out = cache.attend(
-            q,
-            k,
-            v,
-            prepare=self._prepare(),
-            spec=self._spec,
-            step=step,
-            sinks=self.get("sinks"),
+            q, k, v, prepare=self._prepare(), spec=self._spec, step=step, sinks=self.get("sinks")
         )
         out = out.swapaxes(1, 2).flatten(-2)  # [B, T, H * D]
         if config.gate:

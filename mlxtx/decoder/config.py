@@ -28,7 +28,7 @@ class ConfigError(ValueError):
     """A decoder that cannot exist: the message names the field and its value."""
 
 
-def _require(condition: bool, message: str) -> None:
+def _check(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
 
@@ -36,10 +36,8 @@ def _require(condition: bool, message: str) -> None:
 def _positive(owner: object, *names: str) -> None:
     for name in names:
         value = getattr(owner, name)
-        _require(
-            value is None or value > 0,
-            f"{type(owner).__name__}.{name} must be above 0, not {value!r}",
-        )
+        where = f"{type(owner).__name__}.{name}"
+        _check(value is None or value > 0, f"{where} must be above 0, not {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +51,9 @@ class NormConfig:
     offset: float = 0.0
 
     def __post_init__(self) -> None:
-        _require(self.kind in ("rms", "layer"), f"NormConfig.kind is unknown: {self.kind!r}")
-        _require(not self.bias or self.kind == "layer", "NormConfig.bias needs kind 'layer'")
-        _require(self.eps >= 0, f"NormConfig.eps must not be negative: {self.eps!r}")
+        _check(self.kind in ("rms", "layer"), f"NormConfig.kind is unknown: {self.kind!r}")
+        _check(not self.bias or self.kind == "layer", "NormConfig.bias needs kind 'layer'")
+        _check(self.eps >= 0, f"NormConfig.eps must not be negative: {self.eps!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,14 +110,12 @@ class RopeConfig:
     backwards: bool = False
 
     def __post_init__(self) -> None:
-        _require(
-            self.dims > 0 and self.dims % 2 == 0, f"RopeConfig.dims must be even: {self.dims!r}"
-        )
+        _check(self.dims > 0 and self.dims % 2 == 0, f"RopeConfig.dims must be even: {self.dims!r}")
         scaling = self.scaling
         if scaling and scaling.kind == "longrope":
             for name in ("short_factors", "long_factors"):
                 count = len(getattr(scaling, name))
-                _require(
+                _check(
                     count == self.dims // 2,
                     f"RopeScaling.{name} has {count} entries for {self.dims // 2} frequencies",
                 )
@@ -166,15 +162,15 @@ class AttentionConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "heads", "kv_heads", "head_dim", "window", "chunk", "stride", "clip_qkv")
-        _require(
+        _check(
             self.heads % self.kv_heads == 0,
             f"AttentionConfig.kv_heads must divide heads: {self.kv_heads} does not divide {self.heads}",
         )
-        _require(
+        _check(
             self.rope is None or self.rope.dims <= self.head_dim,
             f"RopeConfig.dims {self.rope and self.rope.dims} is larger than head_dim {self.head_dim}",
         )
-        _require(
+        _check(
             not self.alibi or len(self.alibi) == self.heads,
             f"AttentionConfig.alibi has {len(self.alibi)} slopes for {self.heads} heads",
         )
@@ -211,11 +207,11 @@ class LatentAttentionConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "heads", "kv_rank", "nope_dim", "rope_dim", "value_dim", "q_rank", "window")
-        _require(
+        _check(
             self.rope.dims == self.rope_dim,
             f"RopeConfig.dims {self.rope.dims} is not LatentAttentionConfig.rope_dim {self.rope_dim}",
         )
-        _require(
+        _check(
             self.rope.tail, "LatentAttentionConfig.rope needs tail=True: rows end with its channels"
         )
 
@@ -231,7 +227,7 @@ class FeedForwardConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "width")
-        _require(
+        _check(
             self.activation in ACTIVATIONS,
             f"FeedForwardConfig.activation is unknown: {self.activation!r} (known: {', '.join(ACTIVATIONS)})",
         )
@@ -279,20 +275,20 @@ class ExpertsConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "count", "per_token")
-        _require(
+        _check(
             self.per_token <= self.count,
             f"ExpertsConfig.per_token {self.per_token} is above count {self.count}",
         )
         router = self.router
-        _require(
+        _check(
             self.count % router.groups == 0,
             f"RouterConfig.groups {router.groups} does not divide {self.count} experts",
         )
-        _require(
+        _check(
             router.chosen_groups <= router.groups,
             f"RouterConfig.chosen_groups {router.chosen_groups} is above groups {router.groups}",
         )
-        _require(
+        _check(
             self.per_token <= self.count // router.groups * router.chosen_groups,
             f"ExpertsConfig.per_token {self.per_token} is more than the chosen groups hold",
         )
@@ -329,10 +325,10 @@ class BlockConfig:
     layer_scale: bool = False
 
     def __post_init__(self) -> None:
-        _require(
+        _check(
             self.form in ("sequential", "parallel"), f"BlockConfig.form is unknown: {self.form!r}"
         )
-        _require(
+        _check(
             not (self.norm_after_add and self.form == "parallel"),
             "BlockConfig.norm_after_add needs form 'sequential'",
         )
@@ -378,10 +374,10 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "vocabulary", "width", "context")
-        _require(len(self.blocks) > 0, "DecoderConfig.blocks is empty")
+        _check(len(self.blocks) > 0, "DecoderConfig.blocks is empty")
         for index, block in enumerate(self.blocks):
             source = getattr(block.attention, "shares_cache_of", None)
-            _require(
+            _check(
                 source is None or 0 <= source < index,
                 f"DecoderConfig.blocks[{index}] shares the cache of layer {source}, which is not before it",
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -91,35 +92,9 @@ class DecoderModel(nn.Module):
     def layers(self) -> list[Block]:
         return self.model.layers
 
-    def __call__(
-        self,
-        tokens: mx.array,
-        cache: ModelCache | None = None,
-        *,
-        left_padding: Sequence[int] | None = None,
-        length: int | None = None,
-        segments: mx.array | None = None,
-        positions: mx.array | None = None,
-        last: int | None = None,
-    ) -> mx.array:
-        """Logits [B, T, V] of tokens [B, T]; with ``last`` only of the newest positions.
-
-        ``cache`` takes the tokens behind what it holds. ``left_padding`` is how many tokens at
-        the start of each row are padding (told once, with the first tokens or when the cache is
-        made). ``length`` is how many tokens a prompt fed in chunks will have in the end, which
-        dynamic and LongRoPE scalings depend on. ``segments`` [B, T] numbers the samples packed
-        into a row, ``positions`` [B, T] gives each token's position in its sample.
-        """
-        hidden = self.hidden(
-            tokens,
-            cache,
-            left_padding=left_padding,
-            length=length,
-            segments=segments,
-            positions=positions,
-            last=last,
-        )
-        return self.head(hidden)
+    def __call__(self, tokens: mx.array, cache: ModelCache | None = None, **how: Any) -> mx.array:
+        """Logits [B, T, V] of tokens [B, T]; ``how`` as in ``hidden``."""
+        return self.head(self.hidden(tokens, cache, **how))
 
     def hidden(
         self,
@@ -132,7 +107,15 @@ class DecoderModel(nn.Module):
         positions: mx.array | None = None,
         last: int | None = None,
     ) -> mx.array:
-        """Hidden states [B, T, D] behind the final norm; ``head`` makes logits of them."""
+        """Hidden states [B, T, D] behind the final norm, of which ``head`` makes logits; with
+        ``last`` only those of the newest positions.
+
+        ``cache`` takes the tokens behind what it holds. ``left_padding`` is how many tokens at
+        the start of each row are padding (told once, with the first tokens or when the cache is
+        made). ``length`` is how many tokens a prompt fed in chunks will have in the end, which
+        dynamic and LongRoPE scalings depend on. ``segments`` [B, T] numbers the samples packed
+        into a row, ``positions`` [B, T] gives each token's position in its sample.
+        """
         step = _step(tokens.shape[1], cache, left_padding, length, positions, segments)
         caches = uncached(self._config.blocks) if cache is None else cache.layers
         x = self.model(tokens, caches, step, last)

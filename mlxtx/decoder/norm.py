@@ -46,11 +46,9 @@ class HeadNorm(Norm):
     """A norm of queries or keys ``[B, H, T, D]``."""
 
     def __init__(self, heads: int, head_dim: int, config: HeadNormConfig):
-        shape = {
-            "head": (head_dim,),
-            "each_head": (heads, head_dim),
-            "width": (heads * head_dim,),
-        }[config.over]
+        shape = {"head": (head_dim,), "each_head": (heads, head_dim), "width": (heads * head_dim,)}[
+            config.over
+        ]
         super().__init__(shape, config.norm)
         self._over = config.over
 

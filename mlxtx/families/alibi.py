@@ -7,10 +7,10 @@ from typing import Any
 
 from mlxtx.decoder.config import DecoderConfig
 from mlxtx.decoder.positions import alibi_slopes
-from mlxtx.families.common import HubConfig
+from mlxtx.families.common import HubConfig, attention_of
 from mlxtx.families.family import Family
-from mlxtx.families.rules import attention_of, names, outer, qkv
 from mlxtx.naming.map import Rule
+from mlxtx.naming.rules import names, outer, qkv
 
 
 def bloom(config: HubConfig) -> DecoderConfig:

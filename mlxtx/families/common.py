@@ -226,3 +226,22 @@ class HubConfig(ConfigReader):
             "head": HeadConfig(tied=tied, **(head or {})),
         }
         return DecoderConfig(**{**fields, **(whole or {})})
+
+
+def attention_of(decoder: DecoderConfig) -> AttentionConfig:
+    """The first layer's attention, for families in which all layers have the same sizes."""
+    attention = decoder.blocks[0].attention
+    assert isinstance(attention, AttentionConfig)
+    return attention
+
+
+def feed_forward_of(decoder: DecoderConfig) -> FeedForwardConfig:
+    """The first dense feed-forward of a family."""
+    kinds = [block.feed_forward for block in decoder.blocks]
+    return [kind for kind in kinds if isinstance(kind, FeedForwardConfig)][0]  # noqa: RUF015
+
+
+def experts_of(decoder: DecoderConfig) -> ExpertsConfig:
+    """The first mixture of experts of a family."""
+    kinds = [block.feed_forward for block in decoder.blocks]
+    return [kind for kind in kinds if isinstance(kind, ExpertsConfig)][0]  # noqa: RUF015

@@ -11,8 +11,8 @@ from mlxtx.families.common import FULL, SLIDING, HubConfig, head_norm
 from mlxtx.families.family import Family
 from mlxtx.families.llama import llama
 from mlxtx.families.rope import make_rope, rope_parameters
-from mlxtx.families.rules import CORRECTION, LAYER, experts, names, tensor
 from mlxtx.naming.map import Drop, Rule, rename
+from mlxtx.naming.rules import CORRECTION, LAYER, experts, names, tensor
 from mlxtx.naming.transforms import Each, Reshaped, Split, Transposed, chain
 
 

@@ -17,8 +17,8 @@ from mlxtx.decoder.config import (
 from mlxtx.families.common import FULL, SLIDING, HubConfig, behind, head_norm
 from mlxtx.families.family import Family
 from mlxtx.families.reader import ConfigReader
-from mlxtx.families.rules import LAYER, OUTPUT_NORMS, names, outer, tensor
 from mlxtx.naming.map import Rule
+from mlxtx.naming.rules import LAYER, OUTPUT_NORMS, names, outer, tensor
 from mlxtx.naming.transforms import Split
 
 GELU: dict[str, Any] = {

@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from mlxtx.decoder.config import AttentionConfig, DecoderConfig, NormConfig, RopeConfig
-from mlxtx.families.common import HubConfig
+from mlxtx.families.common import HubConfig, attention_of
 from mlxtx.families.family import Family
-from mlxtx.families.rules import LAYER, attention_of, names, outer, qkv
 from mlxtx.naming.map import Rule
+from mlxtx.naming.rules import LAYER, names, outer, qkv
 from mlxtx.naming.transforms import Split, Transposed, chain
 
 UNUSED = """

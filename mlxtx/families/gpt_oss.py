@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 from mlxtx.decoder.config import DecoderConfig, TemperatureConfig
-from mlxtx.families.common import FULL, HubConfig, head_norm
+from mlxtx.families.common import FULL, HubConfig, experts_of, head_norm
 from mlxtx.families.family import Family
 from mlxtx.families.llama import INTERLEAVED, llama
-from mlxtx.families.rules import LAYER, experts_of, names, shared_expert
 from mlxtx.naming.map import Rule, rename
-from mlxtx.naming.transforms import Split, Transform, Transposed, chain
-
-if TYPE_CHECKING:
-    import mlx.core as mx
-
+from mlxtx.naming.rules import LAYER, names, shared_expert
+from mlxtx.naming.transforms import Blocks, Split, Transposed, chain
 
 YARN = {
     "rope_type": "yarn",
@@ -38,21 +33,6 @@ def gpt_oss(config: HubConfig) -> DecoderConfig:
     rope = {"theta": 150000.0, "otherwise": YARN}
     attention = {"window": window, "sinks": True, **config.biases(True)}
     return llama(config, 1e-5, 64, rope=rope, feed_forward=sparse, **attention)
-
-
-@dataclass(frozen=True)
-class Blocks(Transform):
-    """fp4 numbers in blocks of 16 bytes, [E, out, blocks, 16] <-> in 32-bit words, [E, out, words]."""
-
-    def load(self, arrays: list[mx.array], axis: int) -> list[mx.array]:
-        import mlx.core as mx
-
-        return [a.view(mx.uint32).flatten(-2) for a in arrays]
-
-    def save(self, arrays: list[mx.array], axis: int) -> list[mx.array]:
-        import mlx.core as mx
-
-        return [a.reshape(*a.shape[:-1], -1, 4).view(mx.uint8) for a in arrays]
 
 
 def _gpt_oss_rules(packed: bool) -> Callable[[DecoderConfig], tuple[Rule, ...]]:

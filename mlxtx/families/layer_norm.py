@@ -6,10 +6,10 @@ from __future__ import annotations
 from typing import Any
 
 from mlxtx.decoder.config import DecoderConfig, NormConfig
-from mlxtx.families.common import SLIDING, HubConfig, head_norm
+from mlxtx.families.common import SLIDING, HubConfig, attention_of, head_norm
 from mlxtx.families.family import Family
-from mlxtx.families.rules import LAYER, attention_of, names, outer, qkv
 from mlxtx.naming.map import Rule
+from mlxtx.naming.rules import LAYER, names, outer, qkv
 from mlxtx.naming.transforms import Stacked
 
 INTERLEAVED = {"interleaved": True}

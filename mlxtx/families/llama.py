@@ -6,19 +6,19 @@ from typing import Any
 
 from mlxtx.decoder.config import DecoderConfig, RopeConfig, TemperatureConfig
 from mlxtx.errors import MlxtxError
-from mlxtx.families.common import FULL, SLIDING, HubConfig, behind, head_norm
+from mlxtx.families.common import (
+    FULL,
+    SLIDING,
+    HubConfig,
+    attention_of,
+    behind,
+    feed_forward_of,
+    head_norm,
+)
 from mlxtx.families.family import Family
 from mlxtx.families.rope import make_rope, rope_parameters
-from mlxtx.families.rules import (
-    LAYER,
-    OUTPUT_NORMS,
-    attention_of,
-    feed_forward_of,
-    gate_up,
-    names,
-    qkv,
-)
 from mlxtx.naming.map import Rule
+from mlxtx.naming.rules import LAYER, OUTPUT_NORMS, gate_up, names, qkv
 
 INTERLEAVED = {"interleaved": True}
 

@@ -8,8 +8,7 @@ from typing import Any
 
 from mlxtx.decoder.config import DecoderConfig
 from mlxtx.errors import MlxtxError
-from mlxtx.families import rules
-from mlxtx.families.common import SLIDING, HubConfig, behind, head_norm
+from mlxtx.families.common import SLIDING, HubConfig, attention_of, behind, experts_of, head_norm
 from mlxtx.families.family import Family
 from mlxtx.families.llama import (
     HUNYUAN,
@@ -20,8 +19,9 @@ from mlxtx.families.llama import (
     qwen_windows,
 )
 from mlxtx.families.rope import make_rope, rope_parameters
-from mlxtx.families.rules import CORRECTION, LAYER, experts, names
+from mlxtx.naming import rules
 from mlxtx.naming.map import Rule
+from mlxtx.naming.rules import CORRECTION, LAYER, experts, names
 from mlxtx.naming.transforms import Reshaped, Transposed, Unflattened, chain
 
 
@@ -88,7 +88,7 @@ def granitemoe(config: HubConfig) -> DecoderConfig:
 
 
 def _granite_rules(decoder: DecoderConfig) -> tuple[Rule, ...]:
-    mixture = rules.experts_of(decoder)
+    mixture = experts_of(decoder)
     routed = (
         *names("block_sparse_moe.router.layer=mlp.gate"),
         *names("block_sparse_moe.output_linear=mlp.switch_mlp.down_proj"),
@@ -124,7 +124,7 @@ def ernie4_5_moe(config: HubConfig) -> DecoderConfig:
 
 
 def _ernie_rules(decoder: DecoderConfig) -> tuple[Rule, ...]:
-    count = rules.experts_of(decoder).count
+    count = experts_of(decoder).count
     theirs = "mlp.moe_statics.e_score_correction_bias"
     return (rules.tensor(theirs, CORRECTION, Reshaped((1, count), (count,))), *experts())
 
@@ -172,11 +172,11 @@ def dbrx(config: HubConfig) -> DecoderConfig:
 
 def _dbrx_rules(decoder: DecoderConfig) -> tuple[Rule, ...]:
     theirs, ours = "transformer.blocks.{i}", f"{LAYER}.mlp.switch_mlp"
-    apart = Unflattened(rules.experts_of(decoder).count)
+    apart = Unflattened(experts_of(decoder).count)
     mlp = f"{theirs}.ffn.experts.mlp"
     return (
         *rules.outer("transformer.wte=model.embed_tokens transformer.norm_f=model.norm"),
-        rules.qkv(f"{theirs}.norm_attn_norm.attn.Wqkv", rules.attention_of(decoder)),
+        rules.qkv(f"{theirs}.norm_attn_norm.attn.Wqkv", attention_of(decoder)),
         *names(
             "norm_attn_norm.attn.out_proj=self_attn.o_proj ffn.router.layer=mlp.gate"
             " norm_attn_norm.norm_1=input_layernorm norm_attn_norm.norm_2=post_attention_layernorm",

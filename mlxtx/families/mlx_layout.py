@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from mlxtx.decoder.config import DecoderConfig
-from mlxtx.families.rules import LAYER, attention_of, names, qkv
+from mlxtx.families.common import attention_of
 from mlxtx.naming.map import Rule, stacked_experts
+from mlxtx.naming.rules import LAYER, names, qkv
 from mlxtx.naming.transforms import Reshaped
 
 Rules = Callable[[DecoderConfig], tuple[Rule, ...]]

@@ -56,96 +56,70 @@ def make_rope(parameters: dict[str, Any], head_dim: int, context: int, **fields:
     left = dict(parameters)
     base, kind = left.pop("rope_theta"), left.pop("rope_type")
     partial = left.pop("partial_rotary_factor", 1.0)
-    dims = int(head_dim * partial)
     scaling = None
-    if kind == "proportional":
-        dims, left["turning"] = head_dim, partial
     if kind != "default":
-        if kind not in _SCALINGS:
-            raise MlxtxError(
-                f"config.json: rope_type={kind!r} is not supported (known: default,"
-                f" {', '.join(_SCALINGS)})"
-            )
-        original = left.get("original_max_position_embeddings") or context
-        scaling = _SCALINGS[kind](left, original, context)
-    for name in _ELSEWHERE.split():
-        left.pop(name, None)
-    if unknown := [f"{k}={v!r}" for k, v in sorted(left.items()) if v is not None]:
+        if kind not in SCALINGS:
+            known = ", ".join(("default", *SCALINGS))
+            raise MlxtxError(f"config.json: rope_type={kind!r} is not supported (known: {known})")
+        scaling = make_scaling(kind, left, partial, context)
+    rest = {k: v for k, v in left.items() if v is not None and k not in KNOWN.split()}
+    unknown = [f"{k}={v!r}" for k, v in sorted(rest.items())]
+    if unknown:
         raise MlxtxError(
             f"config.json: RoPE of type {kind!r} has keys that nothing knows: {', '.join(unknown)}"
         )
+    dims = head_dim if kind == "proportional" else int(head_dim * partial)
     return RopeConfig(dims=dims, base=float(base), scaling=scaling, **fields)
 
 
-# Read elsewhere, or of no effect for the type that carries them.
-_ELSEWHERE = """
-    attention_factor beta_fast beta_slow factor finetuned llama_4_scaling_beta
-    max_position_embeddings mscale mscale_all_dim original_max_position_embeddings truncate
+# Each type of scaling and the keys it needs: theirs -> ours.
+SCALINGS: dict[str, dict[str, str]] = {
+    "linear": {"factor": "factor"},
+    "dynamic": {"factor": "factor"},
+    "proportional": {},
+    "llama3": {
+        "factor": "factor",
+        "low_freq_factor": "low_frequency_factor",
+        "high_freq_factor": "high_frequency_factor",
+    },
+    "yarn": {},
+    "longrope": {"short_factor": "short_factors", "long_factor": "long_factors"},
+}
+# Keys that are read here or elsewhere, or have no effect for the type that carries them.
+KNOWN = """
+    attention_factor beta_fast beta_slow factor finetuned llama_4_scaling_beta mscale mscale_all_dim
+    max_position_embeddings original_max_position_embeddings truncate
     """
 
 
-def _linear(left: dict, original: int, context: int) -> RopeScaling:
-    return RopeScaling(kind="linear", factor=left.pop("factor"))
+def make_scaling(kind: Any, left: dict[str, Any], partial: float, context: int) -> RopeScaling:
+    """The scaling of one type; what it needs is taken out of ``left``."""
+    original = left.get("original_max_position_embeddings") or context
+    fields: dict[str, Any] = {"kind": kind, "original_context": original}
+    for theirs, ours in SCALINGS[kind].items():
+        if left.get(theirs) is None:
+            raise MlxtxError(f"config.json: RoPE of type {kind!r} needs {theirs!r}")
+        value = left.pop(theirs)
+        fields[ours] = tuple(map(float, value)) if isinstance(value, list) else value
+    if kind == "dynamic":
+        fields["original_context"] = context
+    if kind == "proportional":
+        fields |= {"factor": left.get("factor") or 1.0, "turning": partial}
+    if kind in ("yarn", "longrope"):
+        fields["factor"] = factor = left.get("factor") or context / original
+        fields["attention_factor"] = left.get("attention_factor")
+        if fields["attention_factor"] is None:
+            fields["attention_factor"] = _amplitude(kind, factor, original, left)
+    if kind == "yarn":
+        names = ("beta_fast", "beta_slow", "truncate")
+        fields |= {name: left[name] for name in names if left.get(name) is not None}
+    return RopeScaling(**fields)
 
 
-def _dynamic(left: dict, original: int, context: int) -> RopeScaling:
-    return RopeScaling(kind="dynamic", factor=left.pop("factor"), original_context=context)
-
-
-def _proportional(left: dict, original: int, context: int) -> RopeScaling:
-    factor = left.pop("factor", None) or 1.0
-    return RopeScaling(kind="proportional", factor=factor, turning=left.pop("turning"))
-
-
-def _llama3(left: dict, original: int, context: int) -> RopeScaling:
-    return RopeScaling(
-        kind="llama3",
-        factor=left.pop("factor"),
-        low_frequency_factor=left.pop("low_freq_factor"),
-        high_frequency_factor=left.pop("high_freq_factor"),
-        original_context=original,
-    )
-
-
-def _yarn(left: dict, original: int, context: int) -> RopeScaling:
-    factor = left.get("factor") or context / original
-    amplitude, truncate = left.get("attention_factor"), left.get("truncate")
+def _amplitude(kind: str, factor: float, original: int, left: dict[str, Any]) -> float:
     mscale, all_dim = left.get("mscale"), left.get("mscale_all_dim")
-    if amplitude is None:
-        amplitude = yarn_amplitude(factor)
-        if mscale and all_dim:
-            amplitude = yarn_amplitude(factor, mscale) / yarn_amplitude(factor, all_dim)
-    return RopeScaling(
-        kind="yarn",
-        factor=factor,
-        original_context=original,
-        beta_fast=left.get("beta_fast") or 32.0,
-        beta_slow=left.get("beta_slow") or 1.0,
-        truncate=True if truncate is None else truncate,
-        attention_factor=amplitude,
-    )
-
-
-def _longrope(left: dict, original: int, context: int) -> RopeScaling:
-    factor = left.get("factor") or context / original
-    amplitude = left.get("attention_factor")
-    if amplitude is None:
-        amplitude = longrope_amplitude(factor, original)
-    return RopeScaling(
-        kind="longrope",
-        factor=factor,
-        original_context=original,
-        attention_factor=amplitude,
-        short_factors=tuple(map(float, left.pop("short_factor"))),
-        long_factors=tuple(map(float, left.pop("long_factor"))),
-    )
-
-
-_SCALINGS = {
-    "linear": _linear,
-    "dynamic": _dynamic,
-    "proportional": _proportional,
-    "llama3": _llama3,
-    "yarn": _yarn,
-    "longrope": _longrope,
-}
+    if kind == "longrope":
+        return longrope_amplitude(factor, original)
+    if mscale and all_dim:
+        return yarn_amplitude(factor, mscale) / yarn_amplitude(factor, all_dim)
+    return yarn_amplitude(factor)

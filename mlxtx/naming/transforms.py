@@ -158,6 +158,21 @@ class Reshaped(Transform):
 
 
 @dataclass(frozen=True)
+class Blocks(Transform):
+    """fp4 numbers in blocks of 16 bytes, [E, out, blocks, 16] <-> in 32-bit words, [E, out, words]."""
+
+    def load(self, arrays: list[mx.array], axis: int) -> list[mx.array]:
+        import mlx.core as mx
+
+        return [a.view(mx.uint32).flatten(-2) for a in arrays]
+
+    def save(self, arrays: list[mx.array], axis: int) -> list[mx.array]:
+        import mlx.core as mx
+
+        return [a.reshape(*a.shape[:-1], -1, 4).view(mx.uint8) for a in arrays]
+
+
+@dataclass(frozen=True)
 class Shifted(Transform):
     """Norm weights stored with a constant added: ours = theirs + ``by``."""
 

@@ -1,10 +1,14 @@
-"""Name rules that families share: renamed modules, fused projections, experts."""
+"""Rules that many checkpoints need: renamed modules, fused projections, experts."""
 
 from __future__ import annotations
 
-from mlxtx.decoder.config import AttentionConfig, DecoderConfig, ExpertsConfig, FeedForwardConfig
+from typing import TYPE_CHECKING
+
 from mlxtx.naming.map import Rule, rename
 from mlxtx.naming.transforms import Same, Split, Stacked, Transform
+
+if TYPE_CHECKING:
+    from mlxtx.decoder.config import AttentionConfig
 
 LAYER = "model.layers.{i}"
 
@@ -60,25 +64,6 @@ def shared_expert(theirs: str) -> tuple[Rule, ...]:
     """The shared expert under another name."""
     parts = ("gate_proj", "up_proj", "down_proj")
     return names(" ".join(f"{theirs}.{part}=mlp.shared_experts.{part}" for part in parts))
-
-
-def attention_of(decoder: DecoderConfig) -> AttentionConfig:
-    """The first layer's attention, for families in which all layers have the same sizes."""
-    attention = decoder.blocks[0].attention
-    assert isinstance(attention, AttentionConfig)
-    return attention
-
-
-def feed_forward_of(decoder: DecoderConfig) -> FeedForwardConfig:
-    """The first dense feed-forward of a family."""
-    kinds = [block.feed_forward for block in decoder.blocks]
-    return [kind for kind in kinds if isinstance(kind, FeedForwardConfig)][0]  # noqa: RUF015
-
-
-def experts_of(decoder: DecoderConfig) -> ExpertsConfig:
-    """The first mixture of experts of a family."""
-    kinds = [block.feed_forward for block in decoder.blocks]
-    return [kind for kind in kinds if isinstance(kind, ExpertsConfig)][0]  # noqa: RUF015
 
 
 CORRECTION = "mlp.gate.e_score_correction_bias"
