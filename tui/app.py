@@ -143,7 +143,7 @@ class MlxtxApp(Services):
             self.bridge.dispatch(event)
 
     def _engine_ended(self, message: str, detail: str) -> None:
-        self.model.state = "dead"
+        self.model = replace(self.model, state="dead", problem=message, memory=0)
         self.tell(f"{message} Your chat is saved. f8 starts it again.", "error", timeout=20)
         self.log(detail)
         self._model_changed()
@@ -181,7 +181,7 @@ class MlxtxApp(Services):
             self.model.note = event.details.get("note", "")
             self.model.sampling = event.details.get("sampling", {})
         elif isinstance(event, Failed) and self.model.state != "dead":
-            self.model.state = "failed"
+            self.model.state, self.model.problem = "failed", event.message
             self.tell(f"{self.model.name}: {event.message}", "error", timeout=15)
         self._model_changed()
 
@@ -274,6 +274,9 @@ def main(argv: list[str] | None = None) -> int:
     plain = options.plain or settings.plain or bool(os.environ.get("NO_COLOR"))
     if plain or os.environ.get("TERM") == "dumb" or not sys.stdout.isatty():
         return chat.main(["--plain", *argv]) or 0
+    # What a shell exported is the size its window once had; the terminal knows the present one.
+    for name in ("COLUMNS", "LINES"):
+        os.environ.pop(name, None)
     app = MlxtxApp(given=vars(options))
     app.run()
     return app.return_code or 0

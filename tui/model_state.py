@@ -19,6 +19,8 @@ class ModelState:
     memory: int = 0
     memory_limit: int | None = None
     note: str = ""
+    # Why there is none, when the state is "failed" or "dead".
+    problem: str = ""
     # How its makers would sample; what a person has chosen goes before it.
     sampling: dict[str, Any] = field(default_factory=dict)
     revision: str | None = None

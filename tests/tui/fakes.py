@@ -163,7 +163,7 @@ def make_app(folder: Path, script: Script | None = None, **options: Any) -> Mlxt
     )
 
 
-async def wait_until(pilot: Any, true: Callable[[], Any], seconds: float = 30.0) -> None:
+async def wait_until(pilot: Any, true: Callable[[], Any], seconds: float = 120.0) -> None:
     """Let the app run until ``true()``; fails after ``seconds``."""
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds

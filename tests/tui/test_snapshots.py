@@ -140,7 +140,7 @@ def test_the_engine_ended(picture: Any) -> None:
     async def steps(pilot: Any) -> None:
         await ask(pilot, "hi")
         app_of(pilot)._engine_ended("The engine ended by itself (signal SIGABRT).", "")
-        await wait_until(pilot, lambda: "f8 restarts it" in screen_text(pilot.app))
+        await wait_until(pilot, lambda: "f8 restarts the engine" in screen_text(pilot.app))
 
     assert picture(Script(), steps)
 

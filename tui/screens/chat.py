@@ -110,8 +110,8 @@ class ChatScreen(ChatActions):
         f = self.figures
         f.context_size, f.memory_limit = model.context, model.memory_limit
         f.cache_setting = model.kv
-        f.memory = f.memory or model.memory
         f.failed = model.state in ("failed", "dead")
+        f.memory = 0 if f.failed else f.memory or model.memory
         f.status = self._status()
         self.meters.set(f)
         self._show_title()
@@ -125,10 +125,11 @@ class ChatScreen(ChatActions):
         model = self.app.model
         if model.state == "loading":
             return f"loading {model.label}…"
+        # The way out first: a narrow terminal cuts the end.
         if model.state == "dead":
-            return "the engine ended · f8 restarts it"
+            return f"f8 restarts the engine · {one_line(model.problem)}"
         if model.state == "failed":
-            return "no model · f3 chooses one"
+            return f"f3 chooses a model · {one_line(model.problem)}"
         return ""
 
     def _show_title(self) -> None:
