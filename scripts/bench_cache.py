@@ -170,12 +170,12 @@ def measure_second_turn(case: dict[str, Any]) -> dict[str, float]:
     seconds = []
     for _ in range(2):
         start = time.perf_counter()
-        kept = session.start(prompt)
+        session.start(prompt)
         sampler = Sampler(Sampling(), [prompt], SHAPE["vocab_size"])
         first = None
         for step in token_steps(
             model,
-            [prompt[kept:]],
+            [prompt],
             cache=session.cache,
             sampler=sampler,
             max_tokens=case["tokens"],

@@ -82,11 +82,11 @@ class RowsCache:
 
     def __init__(self, layout: LayerLayout, settings: KVSettings, *, shared: bool = False):
         self.settings, self.shared = settings, shared
-        self.rows = 0
         self._lay_out(layout)
 
     def _lay_out(self, layout: LayerLayout) -> None:
         self.layout = layout
+        self.rows = 0
         head = layout.head
         self.head = Segment(*layout.head_formats, limit=head) if head else None
         self.body = Segment(
@@ -103,6 +103,9 @@ class RowsCache:
         layout = self.layout
         first, kept = (rows + more if rows else 0 for rows in (layout.first, layout.kept))
         self._lay_out(replace(layout, first=first, kept=kept))
+
+    def clear(self) -> None:
+        self._lay_out(self.layout)
 
     @property
     def segments(self) -> dict[str, Segment]:

@@ -90,6 +90,12 @@ class ModelCache:
             layer.rollback(count)
         self.offset -= count
 
+    def clear(self) -> None:
+        """Empty again, as it was made."""
+        for layer in self.distinct():
+            layer.clear()
+        self.offset = 0
+
     def mark(self) -> Mark:
         """A point to come back to with ``return_to``. Layers with a window keep a copy of their
         few rows; all others only go back."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 
-from mlxtx.generation.loop import PREFILL_CHUNK, broken, check_finite, prefill
+from mlxtx.generation.loop import PREFILL_CHUNK, broken, check_finite, feed_newest, fill
 
 if TYPE_CHECKING:
     from mlxtx.cache import ModelCache
@@ -56,9 +56,7 @@ def beam_search(
     cache, whose rows are shared until they change, and is fed by itself: any cache will do.
     """
     cache = model.make_cache(kv=kv)
-    first: mx.array | None = None
-    for piece in prefill(model, [prompt], cache, chunk=prefill_chunk, should_stop=should_stop):
-        first = piece if isinstance(piece, mx.array) else None
+    first = fill(model, [prompt], cache, chunk=prefill_chunk, should_stop=should_stop)
     if first is None:
         return []
     open_beams = [_Open((), 0.0, cache, _log_softmax(first))]
@@ -82,7 +80,7 @@ def beam_search(
             return done
         if len(done) == beams and closed(*going_on[0][:2]).score <= done[-1].score:
             return done
-        open_beams = _advance(model, open_beams, going_on)
+        open_beams = _advance(model, prompt, open_beams, going_on, prefill_chunk)
     done += [closed(beam.tokens, beam.logprob) for beam in open_beams if beam.tokens]
     return sorted(done, key=lambda beam: -beam.score)[:beams]
 
@@ -106,13 +104,23 @@ def _best_continuations(open_beams: list[_Open], count: int) -> list[_Candidate]
     ]
 
 
-def _advance(model: DecoderModel, open_beams: list[_Open], chosen: list[_Candidate]) -> list[_Open]:
+def _advance(
+    model: DecoderModel,
+    prompt: Sequence[int],
+    open_beams: list[_Open],
+    chosen: list[_Candidate],
+    chunk: int,
+) -> list[_Open]:
     """Feeds each chosen beam its newest token."""
+
+    def feed(tokens: tuple[int, ...], cache: ModelCache) -> mx.array:
+        newest = mx.array(tokens[-1:])
+        logits = feed_newest(model, newest, cache, lambda: [[*prompt, *tokens]], chunk=chunk)
+        assert logits is not None  # nothing was asked to stop it
+        return logits
+
     caches = [open_beams[beam].cache.copy() for _, _, beam in chosen]
-    logits = [
-        model(mx.array([[tokens[-1]]]), cache, last=1)[:, -1]
-        for (tokens, _, _), cache in zip(chosen, caches, strict=True)
-    ]
+    logits = [feed(tokens, cache) for (tokens, _, _), cache in zip(chosen, caches, strict=True)]
     mx.eval(logits)
     return [
         _Open(tokens, logprob, cache, _log_softmax(row))

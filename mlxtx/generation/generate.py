@@ -225,16 +225,14 @@ class Generation:
 
     def _run(self) -> Iterator[tuple[int, Event]]:
         options, prompts = self.options, [row.prompt for row in self.rows]
-        feed: list[Sequence[int]] = list(prompts)
         if self.session is not None:
             self.reused = self.session.start(prompts[0])
             self._cache = self.session.cache
-            feed = [prompts[0][self.reused :]]
         else:
             self._cache = self.model.make_cache(kv=options.kv, left_padding=padding(prompts))
         steps = token_steps(
             self.model,
-            feed,
+            prompts,
             cache=self._cache,
             sampler=Sampler(options, prompts, self.model.config.vocabulary, self.seeds),
             max_tokens=options.max_tokens,
@@ -244,7 +242,7 @@ class Generation:
         )
         for step in steps:
             if isinstance(step, Prefill):
-                yield 0, replace(step, done=step.done + self.reused, total=step.total + self.reused)
+                yield 0, step
                 continue
             self._clock.step()
             yield from self._take(step)

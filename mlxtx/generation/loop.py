@@ -90,13 +90,15 @@ def token_steps(
     logprobs: int | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Prefill | TokenStep]:
-    """Feeds ``prompts`` behind what ``cache`` holds, then yields up to ``max_tokens`` steps.
+    """Feeds what ``cache`` does not hold yet of ``prompts``, then yields up to ``max_tokens`` steps.
 
     Rows of different lengths are padded on the left. While a step is read, the next one already
     runs, so the device never waits for Python; what follows an end token is the caller's to drop.
     ``logprobs`` n adds the log-probability of each token and the n best. ``should_stop`` is asked
-    before every forward pass.
+    before every forward pass. A text that outgrows the cache (``DecoderModel.outgrows``) is fed
+    anew.
     """
+    texts = [list(prompt) for prompt in prompts]
 
     def choose(logits: mx.array) -> _Pending:  # [B, V]
         logits = logits.astype(mx.float32)
@@ -110,7 +112,14 @@ def token_steps(
         pending.issue()
         return pending
 
-    logits = None
+    def after(pending: _Pending) -> mx.array | None:
+        def whole() -> list[list[int]]:
+            return [[*t, token] for t, token in zip(texts, pending.read().tokens, strict=True)]
+
+        feeding = {"chunk": prefill_chunk, "should_stop": should_stop}
+        return feed_newest(model, pending.tokens, cache, whole, **feeding)
+
+    logits: mx.array | None = None
     for piece in prefill(model, prompts, cache, chunk=prefill_chunk, should_stop=should_stop):
         if isinstance(piece, Prefill):
             yield piece
@@ -122,15 +131,32 @@ def token_steps(
     for count in range(1, max_tokens + 1):
         if should_stop():
             return
-        following = None
-        if count < max_tokens:
-            following = choose(model(pending.tokens[:, None], cache, last=1)[:, -1])
-        yield pending.read()
+        logits = after(pending) if count < max_tokens else None
+        following = None if logits is None else choose(logits)
+        step = pending.read()
+        for text, token in zip(texts, step.tokens, strict=True):
+            text.append(token)
+        yield step
         if following is None:
             return
         pending = following
         if count % _CLEAR_EVERY == 0:
             mx.clear_cache()
+
+
+def feed_newest(
+    model: DecoderModel,
+    newest: mx.array,
+    cache: ModelCache,
+    texts: Callable[[], Sequence[Sequence[int]]],
+    **feeding: Any,
+) -> mx.array | None:
+    """Logits [B, V] behind the ``newest`` tokens [B], which end ``texts()``. Texts that outgrow the
+    cache are fed anew; ``feeding`` is for ``fill`` then, and None comes of stopping it."""
+    if not model.outgrows(cache):
+        return model(newest[:, None], cache, last=1)[:, -1]
+    cache.clear()
+    return fill(model, texts(), cache, **feeding)
 
 
 def prefill(
@@ -141,31 +167,46 @@ def prefill(
     chunk: int,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Prefill | mx.array]:
-    """Feeds the prompts in chunks; the last item is the logits [B, V] behind the last token.
+    """Feeds the prompts, of which ``cache`` may hold the beginning, in chunks; the last item is the
+    logits [B, V] behind the last token.
 
     Every chunk is evaluated before the next is built, which bounds the memory. Ends without
     logits when stopped.
     """
     tokens = padded(prompts)
-    total = tokens.shape[1]
-    length = cache.offset + total
+    done, total = cache.offset, tokens.shape[1]
     start = time.perf_counter()
-    done = 0
-    yield Prefill(done=0, total=total)
+    yield Prefill(done=done, total=total)
     while total - done > chunk:
         if should_stop():
             return
-        model.hidden(tokens[:, done : done + chunk], cache, length=length, last=1)
+        model.hidden(tokens[:, done : done + chunk], cache, length=total, last=1)
         mx.eval(cache.state())
         mx.clear_cache()
         done += chunk
         yield Prefill(done=done, total=total, seconds=time.perf_counter() - start)
     if should_stop():
         return
-    logits = model(tokens[:, done:], cache, length=length, last=1)[:, -1]
+    logits = model(tokens[:, done:], cache, length=total, last=1)[:, -1]
     mx.eval(logits)
     yield Prefill(done=total, total=total, seconds=time.perf_counter() - start)
     yield logits
+
+
+def fill(
+    model: DecoderModel,
+    prompts: Sequence[Sequence[int]],
+    cache: ModelCache,
+    *,
+    chunk: int = PREFILL_CHUNK,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> mx.array | None:
+    """``prefill`` without its progress: the logits [B, V]; None, and an empty cache, when stopped."""
+    *_, last = prefill(model, prompts, cache, chunk=chunk, should_stop=should_stop)
+    if isinstance(last, mx.array):
+        return last
+    cache.clear()
+    return None
 
 
 def padded(prompts: Sequence[Sequence[int]]) -> mx.array:

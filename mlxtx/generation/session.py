@@ -32,10 +32,18 @@ class Session(ReusedCache):
     def start(self, prompt: Sequence[int]) -> int:
         """Tokens of ``prompt`` that need not be fed again: all but the last at most."""
         regime = rope_regime(self.model.config, len(prompt))
-        if regime != self._regime:
+        if regime != self._held():
             self.reset()
+        elif regime != self._regime:  # marks were set before the text was fed anew
+            self._marks.clear()
         self._regime = regime
         return super().start(prompt)
+
+    def _held(self) -> int:
+        """The regime of the keys in the cache: the last prompt's, or a later one where the text
+        outgrew the cache and was fed anew."""
+        limit = self.model.config.refeed_beyond
+        return self._regime if limit is None else max(self._regime, self.cache.offset > limit)
 
 
 def rope_regime(config: DecoderConfig, length: int) -> int:

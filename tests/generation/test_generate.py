@@ -223,7 +223,7 @@ class Watched:
     def __init__(self, model) -> None:
         self.model = model
         self.config = model.config
-        self.make_cache = model.make_cache
+        self.make_cache, self.outgrows = model.make_cache, model.outgrows
         self.calls: list[tuple[str, int, int | None]] = []
 
     def __call__(self, tokens, cache=None, **options):

@@ -45,7 +45,7 @@ from transformers.cache_utils import MtpCache
 from transformers.modeling_layers import MtpModel
 from transformers.utils import logging as transformers_logging
 
-LONG, SHORT, NEW = 48, 7, 16
+LONG, SHORT, NEW, BEAMS = 48, 7, 16, 3
 
 NORM = re.compile(r"(norm|ln_|layernorm|layer_norm)", re.IGNORECASE)
 FINAL_NORM = re.compile(
@@ -216,23 +216,38 @@ def ahead(model: Any, tokens: np.ndarray) -> np.ndarray:
 @torch.no_grad()
 def greedy(model: Any, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The tokens of transformers' own `generate` and how far ahead of the second each was."""
+    out = generate(model, tokens, output_logits=True)
+    logits = torch.cat(out.logits).float()
+    best = torch.topk(logits, 2).values
+    new = new_tokens(out, tokens)
+    if not np.array_equal(new, logits.argmax(-1).numpy()):
+        raise ValueError("generate changed the logits on the way to a token")
+    return new, (best[:, 0] - best[:, 1]).numpy()
+
+
+@torch.no_grad()
+def beam(model: Any, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The best answer of transformers' beam search, and the scores of all of them, best first."""
+    out = generate(model, tokens, num_beams=BEAMS, num_return_sequences=BEAMS, output_scores=True)
+    return new_tokens(out, tokens), out.sequences_scores.numpy()
+
+
+def generate(model: Any, tokens: np.ndarray, **options: Any) -> Any:
+    """transformers' own `generate`, without an end, without sampling."""
     ids = torch.tensor(tokens[None].astype(np.int64))
-    config = GenerationConfig(
+    model.generation_config = GenerationConfig(
         do_sample=False,
         max_new_tokens=NEW,
         eos_token_id=None,
         pad_token_id=0,
-        output_logits=True,
         return_dict_in_generate=True,
+        **options,
     )
-    model.generation_config = config
-    out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))
-    logits = torch.cat(out.logits).float()
-    best = torch.topk(logits, 2).values
-    new = out.sequences[0, len(tokens) :].numpy().astype(np.int32)
-    if not np.array_equal(new, logits.argmax(-1).numpy()):
-        raise ValueError("generate changed the logits on the way to a token")
-    return new, (best[:, 0] - best[:, 1]).numpy()
+    return model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))
+
+
+def new_tokens(out: Any, tokens: np.ndarray) -> np.ndarray:
+    return out.sequences[0, len(tokens) :].numpy().astype(np.int32)
 
 
 def answers(model: Any, case: Case, sizes: Sizes) -> dict[str, np.ndarray]:
@@ -247,6 +262,7 @@ def answers(model: Any, case: Case, sizes: Sizes) -> dict[str, np.ndarray]:
         arrays["logits_ahead"] = ahead(model, arrays["tokens_long"])
     if case.steps:
         arrays["logits_steps"] = step_by_step(model, arrays["tokens_long"])
+        arrays["beam_short"], arrays["beam_scores"] = beam(model, arrays["tokens_short"])
     if not all(np.isfinite(values).all() for values in arrays.values()):
         raise ValueError("logits that are not finite")
     return arrays

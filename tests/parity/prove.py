@@ -82,7 +82,7 @@ def prove(fixture: Fixture) -> dict[str, Any]:
     result["made_of"] = made_of([model.config])
     for tag, prompt in (("long", long), ("short", short)):
         expected, margins = arrays[f"greedy_{tag}"], arrays[f"margin_{tag}"]
-        new = running.greedy(model, prompt, len(expected))
+        (new,) = running.greedy(model, [prompt], len(expected))
         miss = running.greedy_misses(new, expected, margins, TOLERANCE * spread)
         if miss is not None:
             result["greedy_miss"] = f"{tag} token {miss}"

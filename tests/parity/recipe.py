@@ -84,7 +84,8 @@ class Fixture:
     `arrays`: for each of the prompts `long` [48] and `short` [7]: `tokens_*`, `logits_*` [T, V]
     float32 of the whole prompt, `greedy_*` [16] and `margin_*` [16] (first minus second logit).
     Where rotary frequencies follow the length, also `logits_steps` (the long prompt fed token by
-    token through transformers' cache).
+    token through transformers' cache), and `beam_short` [16] and `beam_scores`: the best answer of
+    beam search to the short prompt, and the scores of all beams.
     """
 
     name: str

@@ -11,6 +11,9 @@ from recipe import Fixture
 
 from mlxtx.decoder.model import DecoderModel
 from mlxtx.families import family_for
+from mlxtx.generation.loop import TokenStep, padding, token_steps
+from mlxtx.generation.sampling import Sampler, Sampling
+from mlxtx.generation.session import Session
 from mlxtx.naming.map import Plan
 
 CHUNKS = (20, 20, 8)
@@ -74,17 +77,33 @@ def left_padded(model: DecoderModel, prompts: Sequence[np.ndarray]) -> list[np.n
     return [rows[n:] for rows, n in zip(logits, padding, strict=True)]
 
 
-def greedy(model: DecoderModel, tokens: np.ndarray, count: int) -> list[int]:
-    cache = model.make_cache()
-    text = [int(token) for token in tokens]
-    fed = 0
-    for _ in range(count):
-        if model.outgrows(cache, len(text) - fed):
-            cache, fed = model.make_cache(), 0
-        logits = model(mx.array([text[fed:]]), cache=cache, last=1)[0, -1]
-        fed = len(text)
-        text.append(int(mx.argmax(logits)))
-    return text[len(tokens) :]
+def greedy(
+    model: DecoderModel,
+    prompts: Sequence[np.ndarray],
+    count: int,
+    *,
+    chunk: int = 1024,
+    session: Session | None = None,
+) -> list[list[int]]:
+    """New tokens of each prompt, all in one batch, through the loop that users run."""
+    rows = [prompt.tolist() for prompt in prompts]
+    if session is None:
+        cache = model.make_cache(left_padding=padding(rows))
+    else:
+        session.start(rows[0])
+        cache = session.cache
+    steps = token_steps(
+        model,
+        rows,
+        cache=cache,
+        sampler=Sampler(Sampling(), rows, model.config.vocabulary),
+        max_tokens=count,
+        prefill_chunk=chunk,
+    )
+    new = [step.tokens for step in steps if isinstance(step, TokenStep)]
+    if session is not None:
+        session.tokens += [token for (token,) in new]
+    return [list(row) for row in zip(*new, strict=True)]
 
 
 def greedy_misses(

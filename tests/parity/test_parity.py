@@ -18,8 +18,11 @@ from recipe import FIXTURES, Fixture, fixture_names
 
 from mlxtx import load_model
 from mlxtx.families import families, family_for
+from mlxtx.generation.beam import beam_search
+from mlxtx.generation.session import Session
 
 TOLERANCE = 3e-4  # of the logits' standard deviation
+NEW = 16  # tokens behind a prompt
 
 NAMES = fixture_names()
 DEFAULTS = json.loads((FIXTURES / "defaults.json").read_text())
@@ -56,10 +59,43 @@ def test_logits_and_tokens_are_those_of_transformers(name: str, tmp_path: Path) 
     assert_close(fixture, padded_short, "logits_short")
 
     for prompt, tag in ((long, "long"), (short, "short")):
-        expected, margins = fixture.arrays[f"greedy_{tag}"], fixture.arrays[f"margin_{tag}"]
-        new = running.greedy(model, prompt, len(expected))
-        miss = running.greedy_misses(new, expected, margins, allowed(fixture))
-        assert miss is None, f"token {miss}: {new} instead of {expected.tolist()}"
+        (new,) = running.greedy(model, [prompt], NEW)
+        assert_tokens(fixture, new, tag)
+
+
+def assert_tokens(fixture: Fixture, new: list[int], tag: str) -> None:
+    expected, margins = fixture.arrays[f"greedy_{tag}"], fixture.arrays[f"margin_{tag}"]
+    miss = running.greedy_misses(new, expected, margins, allowed(fixture))
+    assert miss is None, f"token {miss}: {new} instead of {expected.tolist()}"
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if "beam_short" in fixture_of(n).arrays])
+def test_texts_that_grow_past_a_switch_of_rope_are_those_of_transformers(
+    name: str, tmp_path: Path
+) -> None:
+    """The short prompt's answer crosses the length where frequencies change: in a batch, in beams
+    and behind a kept cache it is the answer of transformers' ``generate`` all the same."""
+    fixture = fixture_of(name)
+    model, _ = load_model(fixture.write_checkpoint(tmp_path), "float32")
+    long, short = fixture.arrays["tokens_long"], fixture.arrays["tokens_short"]
+
+    for tag, new in zip(
+        ("short", "long"), running.greedy(model, [short, long], NEW, chunk=5), strict=True
+    ):
+        assert_tokens(fixture, new, tag)
+
+    best, *_ = beam_search(model, short.tolist(), beams=3, max_tokens=NEW, prefill_chunk=5)
+    scores = fixture.arrays["beam_scores"]
+    assert abs(best.score - scores[0]) <= allowed(fixture)
+    assert scores[0] - scores[1] > allowed(fixture)  # else another answer would do as well
+    assert list(best.tokens) == fixture.arrays["beam_short"].tolist()
+
+    session = Session(model)
+    running.greedy(model, [short[:5]], 2, session=session)
+    assert session.cache.offset > 0
+    for prompt, tag in ((short, "short"), (short, "short"), (long, "long"), (short, "short")):
+        (new,) = running.greedy(model, [prompt], NEW, chunk=5, session=session)
+        assert_tokens(fixture, new, tag)
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if "logits_ahead" in fixture_of(n).arrays])
