@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -13,23 +14,18 @@ from mlxtx.decoder.norm import HeadNorm
 from mlxtx.decoder.positions import Rotary, query_temperature
 
 
+@dataclass(frozen=True, kw_only=True)
 class Prepare:
     """What happens to queries and keys [B, H, T, D] between projection and attention: their
     norms, rotation and temperature, at the step's positions. One object, so that a fused kernel
     can do all of it in one launch."""
 
-    def __init__(
-        self,
-        q_norm: HeadNorm | None = None,
-        k_norm: HeadNorm | None = None,
-        rotary: Rotary | None = None,
-        norm_after_rope: bool = False,
-        temperature: TemperatureConfig | None = None,
-        clip: float | None = None,
-    ):
-        self.q_norm, self.k_norm, self.rotary, self.clip = q_norm, k_norm, rotary, clip
-        self.norm_after_rope = norm_after_rope
-        self.temperature = temperature
+    q_norm: HeadNorm | None = None
+    k_norm: HeadNorm | None = None
+    rotary: Rotary | None = None
+    norm_after_rope: bool = False
+    temperature: TemperatureConfig | None = None
+    clip: float | None = None
 
     def __call__(
         self, q: mx.array, k: mx.array | None, step: Step
@@ -105,12 +101,12 @@ class Attention(nn.Module):
     def _prepare(self) -> Prepare:
         config = self._config
         return Prepare(
-            self.get("q_norm"),
-            self.get("k_norm"),
-            self._rotary,
-            config.norm_after_rope,
-            config.temperature,
-            config.clip_qkv,
+            q_norm=self.get("q_norm"),
+            k_norm=self.get("k_norm"),
+            rotary=self._rotary,
+            norm_after_rope=config.norm_after_rope,
+            temperature=config.temperature,
+            clip=config.clip_qkv,
         )
 
     def _heads(self, x: mx.array, count: int) -> mx.array:  # [B, T, H * D] -> [B, H, T, D]

@@ -8,10 +8,11 @@ arithmetic. Sizes are in channels, heads or tokens as the name says.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-ACTIVATIONS = (
+ACTIVATIONS = [
     "silu",
     "gelu",
     "gelu_tanh",
@@ -21,7 +22,7 @@ ACTIVATIONS = (
     "xielu",
     "sigmoid",
     "tanh",
-)
+]
 
 
 class ConfigError(ValueError):
@@ -40,6 +41,11 @@ def _positive(owner: object, *names: str) -> None:
         _check(value is None or value > 0, f"{where} must be above 0, not {value!r}")
 
 
+def _known(owner: object, name: str, values: Sequence[str]) -> None:
+    value, where = getattr(owner, name), f"{type(owner).__name__}.{name}"
+    _check(value in values, f"{where} is unknown: {value!r} (known: {', '.join(values)})")
+
+
 @dataclass(frozen=True, kw_only=True)
 class NormConfig:
     """RMSNorm or LayerNorm. The result is multiplied by ``offset + weight`` (offset 1: zero-centred)."""
@@ -51,7 +57,7 @@ class NormConfig:
     offset: float = 0.0
 
     def __post_init__(self) -> None:
-        _check(self.kind in ("rms", "layer"), f"NormConfig.kind is unknown: {self.kind!r}")
+        _known(self, "kind", ("rms", "layer"))
         _check(not self.bias or self.kind == "layer", "NormConfig.bias needs kind 'layer'")
         _check(self.eps >= 0, f"NormConfig.eps must not be negative: {self.eps!r}")
 
@@ -111,14 +117,12 @@ class RopeConfig:
 
     def __post_init__(self) -> None:
         _check(self.dims > 0 and self.dims % 2 == 0, f"RopeConfig.dims must be even: {self.dims!r}")
-        scaling = self.scaling
-        if scaling and scaling.kind == "longrope":
-            for name in ("short_factors", "long_factors"):
-                count = len(getattr(scaling, name))
-                _check(
-                    count == self.dims // 2,
-                    f"RopeScaling.{name} has {count} entries for {self.dims // 2} frequencies",
-                )
+        pairs, longrope = self.dims // 2, self.scaling and self.scaling.kind == "longrope"
+        for name in ("short_factors", "long_factors") if longrope else ():
+            count = len(getattr(self.scaling, name))
+            _check(
+                count == pairs, f"RopeScaling.{name} has {count} entries for {pairs} frequencies"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,8 +202,6 @@ class LatentAttentionConfig:
     scale: float | None = None  # None: (nope_dim + rope_dim) ** -0.5
     bias: bool = False
     norm: NormConfig = field(default_factory=NormConfig)
-    q_multiplier: float = 1.0
-    latent_multiplier: float = 1.0
     window: int | None = None
     softcap: float | None = None
     sinks: bool = False
@@ -227,25 +229,20 @@ class FeedForwardConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "width")
-        _check(
-            self.activation in ACTIVATIONS,
-            f"FeedForwardConfig.activation is unknown: {self.activation!r} (known: {', '.join(ACTIVATIONS)})",
-        )
+        _known(self, "activation", ACTIVATIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RouterConfig:
     """How each token chooses its experts.
 
-    ``scores``: "softmax" over all experts, "sigmoid" of each, "softmax_chosen" over the chosen
-    logits only, "sigmoid_chosen" of those, or "sparsemixer" (Phi-3.5-MoE). ``correction_bias``
-    is added for choosing only. With groups, only experts of the ``chosen_groups`` best groups
-    can be chosen, ranked by their best score or, with ``group_score="top2"``, the sum of two.
+    ``scores``: "softmax" over all experts (``normalize`` makes it one over the chosen), "sigmoid"
+    of each, or "sparsemixer" (Phi-3.5-MoE). ``correction_bias`` is added for choosing only. With
+    groups, only experts of the ``chosen_groups`` best groups can be chosen, ranked by their best
+    score or, with ``group_score="top2"``, the sum of two.
     """
 
-    scores: Literal["softmax", "sigmoid", "softmax_chosen", "sigmoid_chosen", "sparsemixer"] = (
-        "softmax"
-    )
+    scores: Literal["softmax", "sigmoid", "sparsemixer"] = "softmax"
     normalize: bool = False
     normalize_eps: float = 0.0
     scaling: float = 1.0
@@ -296,13 +293,11 @@ class ExpertsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BlockConfig:
-    """One layer. ``form`` says how the branches meet the residual stream:
+    """One layer; ``form`` says how its branches meet the residual stream (``block.py`` has the
+    formulas).
 
-    sequential  x = x + attention(norm(x)); x = x + feed_forward(norm(x))
-    parallel    x = x + attention(norm(x)) + feed_forward(norm(x))  (one norm when feed_forward_norm is None)
-
-    ``*_output_norm`` normalises a branch before it is added (sandwich); ``norm_after_add`` moves
-    the two norms behind the additions (the original post-norm Transformer). With
+    Parallel branches share a norm when ``feed_forward_norm`` is None. ``*_output_norm`` normalises
+    a branch before it is added; ``norm_after_add`` moves the two norms behind the additions. With
     ``residual_after_norm`` a branch is added to its own norm's result (some BLOOMs).
 
     Gemma 4 adds: ``experts`` beside the feed-forward, both behind norms of their own;
@@ -325,9 +320,7 @@ class BlockConfig:
     layer_scale: bool = False
 
     def __post_init__(self) -> None:
-        _check(
-            self.form in ("sequential", "parallel"), f"BlockConfig.form is unknown: {self.form!r}"
-        )
+        _known(self, "form", ("sequential", "parallel"))
         _check(
             not (self.norm_after_add and self.form == "parallel"),
             "BlockConfig.norm_after_add needs form 'sequential'",

@@ -144,18 +144,11 @@ class Router(nn.Module):
         config, logits = self._config, self.logits(x)
         if config.scores == "sparsemixer":
             return _sparsemixer(logits, config.jitter)
-        if config.scores in ("softmax_chosen", "sigmoid_chosen"):
-            chosen = _top(logits, self._per_token)
-            picked = mx.take_along_axis(logits, chosen, axis=-1)
-            if config.scores == "softmax_chosen":
-                return chosen, mx.softmax(picked, axis=-1) * config.scaling
-            return chosen, mx.sigmoid(picked) * config.scaling
         scores = mx.sigmoid(logits) if config.scores == "sigmoid" else mx.softmax(logits, axis=-1)
-        ranked = scores
-        if config.correction_bias:
-            ranked = ranked + self.e_score_correction_bias
+        # Logits have the order of their scores, without ties where a sigmoid rounds to one.
+        ranked = scores + self.e_score_correction_bias if config.correction_bias else logits
         if config.groups > 1:
-            ranked = _keep_groups(ranked, config)
+            ranked = _keep_groups(ranked if config.correction_bias else scores, config)
         chosen = _top(ranked, self._per_token)
         weights = mx.take_along_axis(scores, chosen, axis=-1)
         if config.normalize:
@@ -178,11 +171,10 @@ def _keep_groups(scores: mx.array, config: RouterConfig) -> mx.array:
         rank = mx.topk(groups, 2, axis=-1).sum(axis=-1)
     else:
         rank = groups.max(axis=-1)
-    rank = mx.stop_gradient(rank)
-    dropped = mx.argpartition(rank, kth=config.groups - config.chosen_groups - 1, axis=-1)
-    dropped = dropped[..., : config.groups - config.chosen_groups]
-    if dropped.shape[-1] == 0:
+    count = config.groups - config.chosen_groups
+    if count == 0:
         return scores
+    dropped = mx.argpartition(mx.stop_gradient(rank), kth=count - 1, axis=-1)[..., :count]
     hidden = mx.put_along_axis(groups, dropped[..., None], mx.array(-mx.inf), axis=-2)
     return hidden.reshape(scores.shape)
 

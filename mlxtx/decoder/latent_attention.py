@@ -73,9 +73,7 @@ class QuantizedHeadLinear(nn.Module):
 class LatentAttention(nn.Module):
     """Attention over latent rows [kv_rank + rope_dim] that all heads share."""
 
-    absorb_up_to = (
-        8  # query rows a pass: up to here queries go to the rows, beyond rows are expanded
-    )
+    absorb_up_to = 8  # queries a pass that are taken to the rows; for more, rows are expanded
 
     def __init__(self, width: int, config: LatentAttentionConfig):
         super().__init__()
@@ -110,16 +108,11 @@ class LatentAttention(nn.Module):
             q = self.q_proj(x)
         else:
             q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
-        q = q.reshape(*x.shape[:2], config.heads, -1).swapaxes(1, 2)
-        return q if config.q_multiplier == 1.0 else q * config.q_multiplier
+        return q.reshape(*x.shape[:2], config.heads, -1).swapaxes(1, 2)
 
     def _rows(self, x: mx.array) -> mx.array:  # [B, T, D] -> [B, 1, T, kv_rank + rope]
-        config = self._config
-        row = self.kv_a_proj_with_mqa(x)
-        latent = self.kv_a_layernorm(row[..., : config.kv_rank])
-        if config.latent_multiplier != 1.0:
-            latent = latent * config.latent_multiplier
-        return mx.concatenate([latent, row[..., config.kv_rank :]], axis=-1)[:, None]
+        latent, rope = mx.split(self.kv_a_proj_with_mqa(x), [self._config.kv_rank], axis=-1)
+        return mx.concatenate([self.kv_a_layernorm(latent), rope], axis=-1)[:, None]
 
     def _expand(self, rows: mx.array) -> tuple[mx.array, mx.array]:
         """Rows [B, 1, S, kv_rank + rope] -> keys [B, H, S, nope + rope], values [B, H, S, Dv]."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from mlxtx.decoder.config import DecoderConfig
 from mlxtx.decoder.positions import alibi_slopes
-from mlxtx.families.common import HubConfig, attention_of
+from mlxtx.families.common import HubConfig
 from mlxtx.families.family import Family
 from mlxtx.naming.map import Rule
 from mlxtx.naming.rules import names, outer, qkv
@@ -28,8 +28,7 @@ def bloom(config: HubConfig) -> DecoderConfig:
         block={"residual_after_norm": after},
         embedding={"norm": norm},
         alibi=alibi_slopes(config.heads),
-        qkv_bias=True,
-        output_bias=True,
+        bias=True,
     )
 
 
@@ -94,8 +93,7 @@ def falcon(config: HubConfig) -> DecoderConfig:
         block=block,
         kv_heads=groups if new else 1 if single else config.heads,
         **({"rope": rope} if turned else falcon_alibi(config.heads, size)),
-        qkv_bias=bias,
-        output_bias=bias,
+        bias=bias,
     )
 
 
@@ -116,7 +114,7 @@ def _fused_rules(decoder: DecoderConfig) -> tuple[Rule, ...]:
     return (
         *outer("transformer.word_embeddings=model.embed_tokens transformer.ln_f=model.norm"),
         *outer("transformer.word_embeddings_layernorm=model.embed_norm"),
-        qkv(f"{theirs}.self_attention.query_key_value", attention_of(decoder), grouped=True),
+        qkv(f"{theirs}.self_attention.query_key_value", decoder, grouped=True),
         *names(LINEAR + (PARALLEL_NORMS if two else NORMS), theirs),
     )
 
@@ -125,7 +123,7 @@ def _mpt_rules(decoder: DecoderConfig) -> tuple[Rule, ...]:
     theirs = "transformer.blocks.{i}"
     return (
         *outer("transformer.wte=model.embed_tokens transformer.norm_f=model.norm"),
-        qkv(f"{theirs}.attn.Wqkv", attention_of(decoder)),
+        qkv(f"{theirs}.attn.Wqkv", decoder),
         *names(
             "attn.out_proj=self_attn.o_proj ffn.up_proj=mlp.up_proj ffn.down_proj=mlp.down_proj"
             " norm_1=input_layernorm norm_2=post_attention_layernorm",

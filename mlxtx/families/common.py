@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from mlxtx.decoder.config import (
     AttentionConfig,
@@ -29,6 +29,8 @@ from mlxtx.families.reader import ConfigReader
 from mlxtx.families.rope import make_rope, rope_parameters
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+
+Part = TypeVar("Part")
 
 # More layers or heads than any decoder has.
 MOST = 10_000
@@ -147,10 +149,9 @@ class HubConfig(ConfigReader):
         router = RouterConfig(**routing)
         return ExpertsConfig(router=router, shared=shared, **fields)
 
-    def biases(self, default: bool = False) -> dict[str, Any]:
-        """One switch for the biases of all four projections."""
-        bias = self.get("attention_bias", "qkv_bias", default=default)
-        return {"qkv_bias": bias, "output_bias": bias}
+    def bias(self, default: bool = False) -> bool:
+        """The switch for the biases of all four projections."""
+        return self.get("attention_bias", "qkv_bias", default=default)
 
     def rope(
         self,
@@ -166,11 +167,13 @@ class HubConfig(ConfigReader):
         return make_rope(parameters, head_dim or self.head_dim(), self.context, **(fields or {}))
 
     def attention(
-        self, *, rope: Any = None, window: Any = None, **fields: Any
+        self, *, rope: Any = None, window: Any = None, bias: bool = False, **fields: Any
     ) -> list[AttentionConfig]:
-        """Ordinary attention for every layer. ``rope`` and ``window`` may be lists; ``fields`` are
-        those of ``AttentionConfig``."""
+        """Ordinary attention for every layer. ``rope`` and ``window`` may be lists; ``bias`` is
+        for all four projections; ``fields`` are those of ``AttentionConfig``."""
         fields = {
+            "qkv_bias": bias,
+            "output_bias": bias,
             "heads": self.heads,
             "kv_heads": self.get("num_key_value_heads", default=self.heads),
             "head_dim": fields.get("head_dim") or self.head_dim(),
@@ -180,20 +183,6 @@ class HubConfig(ConfigReader):
         return [
             AttentionConfig(**fields, rope=one, window=other)
             for one, other in zip(ropes, windows, strict=True)
-        ]
-
-    def blocks(
-        self,
-        norm: NormConfig | None,
-        feed_forward: FeedForwardConfig | ExpertsConfig | list,
-        attention: Sequence[AttentionConfig | LatentAttentionConfig],
-        **fields: Any,
-    ) -> list[BlockConfig]:
-        """One block a layer, ``norm`` before both branches unless ``fields`` say otherwise."""
-        fields = {"attention_norm": norm, "feed_forward_norm": norm, **fields}
-        return [
-            BlockConfig(attention=one, feed_forward=other, **fields)
-            for one, other in zip(attention, per_layer(feed_forward, self.layers), strict=True)
         ]
 
     def decoder(
@@ -212,15 +201,17 @@ class HubConfig(ConfigReader):
         """The whole decoder: ``norm`` before both branches and at the end, attention as
         ``attention`` says (or ``layers``), and more fields of the blocks, the embedding, the head
         and the whole. ``tied`` is the default for the head."""
-        body = self.blocks(
-            norm, feed_forward, layers or self.attention(**attention), **(block or {})
-        )
         tied = self.get("tie_word_embeddings", default=tied)
+        common = {"attention_norm": norm, "feed_forward_norm": norm, **(block or {})}
+        parts = layers or self.attention(**attention), per_layer(feed_forward, self.layers)
         fields = {
             "vocabulary": self.get("vocab_size"),
             "width": self.width,
             "context": self.context,
-            "blocks": tuple(body),
+            "blocks": tuple(
+                BlockConfig(attention=one, feed_forward=other, **common)
+                for one, other in zip(*parts, strict=True)
+            ),
             "final_norm": norm,
             "embedding": EmbeddingConfig(**(embedding or {})),
             "head": HeadConfig(tied=tied, **(head or {})),
@@ -228,20 +219,7 @@ class HubConfig(ConfigReader):
         return DecoderConfig(**{**fields, **(whole or {})})
 
 
-def attention_of(decoder: DecoderConfig) -> AttentionConfig:
-    """The first layer's attention, for families in which all layers have the same sizes."""
-    attention = decoder.blocks[0].attention
-    assert isinstance(attention, AttentionConfig)
-    return attention
-
-
-def feed_forward_of(decoder: DecoderConfig) -> FeedForwardConfig:
-    """The first dense feed-forward of a family."""
-    kinds = [block.feed_forward for block in decoder.blocks]
-    return [kind for kind in kinds if isinstance(kind, FeedForwardConfig)][0]  # noqa: RUF015
-
-
-def experts_of(decoder: DecoderConfig) -> ExpertsConfig:
-    """The first mixture of experts of a family."""
-    kinds = [block.feed_forward for block in decoder.blocks]
-    return [kind for kind in kinds if isinstance(kind, ExpertsConfig)][0]  # noqa: RUF015
+def first(kind: type[Part], decoder: DecoderConfig) -> Part:
+    """The first part of a kind: in a family whose name rules ask, all have the same sizes."""
+    parts = [part for block in decoder.blocks for part in (block.attention, block.feed_forward)]
+    return next(part for part in parts if isinstance(part, kind))

@@ -15,6 +15,10 @@ from mlxtx.naming.map import SAVED_BUFFERS, Drop, NameMap, Rule
 Rules = tuple[Rule, ...] | Callable[[DecoderConfig], tuple[Rule, ...]]
 
 
+def resolved(rules: Rules, decoder: DecoderConfig) -> tuple[Rule, ...]:
+    return rules(decoder) if callable(rules) else rules
+
+
 @dataclass(frozen=True)
 class Family:
     """One ``model_type``. ``read`` describes the decoder; ``rules`` are the name rules that turn
@@ -61,7 +65,7 @@ class Family:
 
     def names(self, config: Mapping[str, Any]) -> NameMap:
         """The two-way map of the tensor names of a checkpoint with this ``config.json``."""
-        from mlxtx.families.mlx_layout import mlx_rules
+        from mlxtx.families import mlx_layout
 
         decoder, rules = self._read(config), self.rules
         unused = (Drop("lm_head.*"),) if decoder.head.tied else ()
@@ -69,9 +73,10 @@ class Family:
             method = (config.get("quantization_config") or {}).get("quant_method")
             if method == "mxfp4" and self.packed_rules is not None:
                 rules = self.packed_rules
-            own = rules(decoder) if callable(rules) else rules
+            mlx = resolved(mlx_layout.RULES.get(self.model_type, ()), decoder)
+            own = resolved(rules, decoder)
         return NameMap(
-            (*mlx_rules(self.model_type, decoder), *own),
+            (*mlx, *own),
             drops=(*SAVED_BUFFERS, *unused, *self.drops),
             aliases=self.aliases,
         )

@@ -27,55 +27,46 @@ GELU: dict[str, Any] = {
 }
 
 
-def gemma(config: HubConfig) -> DecoderConfig:
-    """Its files say ``gelu`` where they mean the tanh form."""
+def _gemma(config: HubConfig, **fields: Any) -> DecoderConfig:
     config.expect(use_bidirectional_attention=(None, False))
-    if config.get("hidden_act", "hidden_activation", default="gelu") == "gelu":
-        config.config["hidden_activation"] = "gelu_pytorch_tanh"
-    size = config.head_dim(256)
     return config.decoder(
         config.rms_norm(offset=1.0),
         config.feed_forward(**GELU),
         tied=True,
         embedding={"multiplier": config.width**0.5},
-        head_dim=size,
-        rope=config.rope(size),
-        **config.biases(),
+        head_dim=config.head_dim(256),
+        bias=config.bias(),
+        **fields,
     )
 
 
-def _sandwich(config: HubConfig, cap: float | None, **attention: Any) -> DecoderConfig:
-    norm = config.rms_norm(offset=1.0)
-    return config.decoder(
-        norm,
-        config.feed_forward(**GELU),
-        tied=True,
-        block=behind(norm),
-        embedding={"multiplier": config.width**0.5},
-        head={"softcap": cap},
+def gemma(config: HubConfig) -> DecoderConfig:
+    """Its files say ``gelu`` where they mean the tanh form."""
+    if config.get("hidden_act", "hidden_activation", default="gelu") == "gelu":
+        config.config["hidden_activation"] = "gelu_pytorch_tanh"
+    return _gemma(config, rope=config.rope(config.head_dim(256)))
+
+
+def _sandwich(config: HubConfig, final: float | None, cap: float | None, **attention: Any) -> Any:
+    """Norms around both branches, soft caps of logits and scores."""
+    return _gemma(
+        config,
+        block=behind(config.rms_norm(offset=1.0)),
+        head={"softcap": config.nullable("final_logit_softcapping", final)},
+        softcap=config.nullable("attn_logit_softcapping", cap),
         scale=config.get("query_pre_attn_scalar", default=256) ** -0.5,
-        **config.biases(),
         **attention,
     )
 
 
 def gemma2(config: HubConfig) -> DecoderConfig:
-    """Soft caps, a window in every other layer."""
-    config.expect(use_bidirectional_attention=(None, False))
-    size = config.head_dim(256)
-    return _sandwich(
-        config,
-        config.nullable("final_logit_softcapping", 30.0),
-        softcap=config.nullable("attn_logit_softcapping", 50.0),
-        head_dim=size,
-        rope=config.rope(size),
-        window=config.windows(config.layer_types(config.every(2)), 4096),
-    )
+    """A window in every other layer."""
+    windows = config.windows(config.layer_types(config.every(2)), 4096)
+    return _sandwich(config, 30.0, 50.0, rope=config.rope(config.head_dim(256)), window=windows)
 
 
 def gemma3_text(config: HubConfig) -> DecoderConfig:
     """Five layers with a window and a rotary base of their own to one that sees everything."""
-    config.expect(use_bidirectional_attention=(None, False))
     step = config.get("sliding_window_pattern", "_sliding_window_pattern", default=6)
     types = config.layer_types(config.every(step))
     size = config.head_dim(256)
@@ -85,9 +76,8 @@ def gemma3_text(config: HubConfig) -> DecoderConfig:
     }
     return _sandwich(
         config,
-        config.get("final_logit_softcapping", default=None),
-        softcap=config.get("attn_logit_softcapping", default=None),
-        head_dim=size,
+        None,
+        None,
         rope=[ropes[kind] for kind in types],
         window=config.windows(types, 4096),
         **head_norm(config.rms_norm(offset=1.0)),
@@ -98,23 +88,18 @@ def _gemma4_shapes(config: HubConfig, types: list[str]) -> list[dict[str, Any]]:
     """head_dim and kv_heads of each layer: full layers have larger heads, and perhaps fewer, said
     for all of them at once or in ``per_layer_config``."""
     key_is_value = config.get("attention_k_eq_v", default=False)
-    plain = {"head_dim": config.head_dim(256), "kv_heads": config.get("num_key_value_heads")}
+    size, kv_heads = config.head_dim(256), config.get("num_key_value_heads")
     full = {"head_dim": config.get("global_head_dim", default=512)}
     fewer = config.get("num_global_key_value_heads", default=None)
     if fewer and key_is_value:
-        full["kv_heads"] = fewer
+        full["num_key_value_heads"] = fewer
     said = config.get("per_layer_config", default=None)
-    if said is None:
-        return [{**plain, **(full if kind == FULL else {})} for kind in types]
     shapes: list[dict[str, Any]] = []
-    for i in range(len(types)):
-        layer = ConfigReader(said.get(str(i), {}), f"{config.owner}'s per_layer_config")
-        shapes.append(
-            {
-                "head_dim": layer.get("head_dim", default=plain["head_dim"]),
-                "kv_heads": layer.get("num_key_value_heads", default=plain["kv_heads"]),
-            }
-        )
+    for i, kind in enumerate(types):
+        own = said.get(str(i), {}) if said is not None else full if kind == FULL else {}
+        layer = ConfigReader(own, f"{config.owner}'s per_layer_config")
+        heads = layer.get("num_key_value_heads", default=kv_heads)
+        shapes.append({"head_dim": layer.get("head_dim", default=size), "kv_heads": heads})
         layer.finish()
     return shapes
 
@@ -124,7 +109,8 @@ GEMMA4_FULL_ROPE = {"rope_type": "proportional", "partial_rotary_factor": 0.25, 
 
 def _gemma4_attention(config: HubConfig, types: list[str]) -> list[AttentionConfig]:
     """The last layers attend over the rows of the last layer of their kind before them."""
-    norm, window = config.rms_norm(), config.nullable("sliding_window", 512)
+    norm, bias = config.rms_norm(), config.bias()
+    windows = config.windows(types, 512)
     own = config.layers - config.get("num_kv_shared_layers", default=0)
     key_is_value = config.get("attention_k_eq_v", default=False)
     ropes = {SLIDING: {"rope_theta": 1e4}, FULL: GEMMA4_FULL_ROPE}
@@ -137,11 +123,12 @@ def _gemma4_attention(config: HubConfig, types: list[str]) -> list[AttentionConf
                 **shape,
                 scale=1.0,
                 rope=config.rope(shape["head_dim"], kind, otherwise=ropes),
-                window=window if kind == SLIDING else None,
+                window=windows[i],
                 v_norm=HeadNormConfig(norm=replace(norm, weight=False)),
                 value_is_key=key_is_value and kind == FULL,
                 shares_cache_of=earlier[-1] if i >= own else None,
-                **config.biases(),
+                qkv_bias=bias,
+                output_bias=bias,
                 **head_norm(norm),
             )
         )

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from mlxtx.decoder.config import AttentionConfig, DecoderConfig, NormConfig, RopeConfig
-from mlxtx.families.common import HubConfig, attention_of
+from mlxtx.families.common import HubConfig
 from mlxtx.families.family import Family
 from mlxtx.naming.map import Rule
 from mlxtx.naming.rules import LAYER, names, outer, qkv
@@ -45,7 +45,7 @@ def _scaled(config: HubConfig, **fields: Any) -> list[AttentionConfig]:
     """Scores are divided by the root of the head's size unless that is switched off."""
     on = config.get("scale_attn_weights", default=True)
     scale = (config.width // config.heads) ** -0.5 if on else 1.0
-    return config.attention(scale=scale, qkv_bias=True, output_bias=True, **fields)
+    return config.attention(scale=scale, bias=True, **fields)
 
 
 def gpt2(config: HubConfig) -> DecoderConfig:
@@ -82,15 +82,13 @@ def gpt_neox(config: HubConfig) -> DecoderConfig:
         partial=0.25,
         partial_names=("partial_rotary_factor", "rotary_pct"),
     )
-    bias = config.get("attention_bias", default=True)
     parallel = config.get("use_parallel_residual", default=True)
     return config.decoder(
         config.layer_norm("layer_norm_eps"),
         config.feed_forward(activation="gelu", gated=False, bias=True),
         block={"form": "parallel" if parallel else "sequential"},
         rope=rope,
-        qkv_bias=bias,
-        output_bias=bias,
+        bias=config.bias(True),
     )
 
 
@@ -129,8 +127,7 @@ def opt(config: HubConfig) -> DecoderConfig:
         block={"norm_after_add": not before},
         embedding=embedding,
         whole={"final_norm": norm if before and not removed else None},
-        qkv_bias=bias,
-        output_bias=bias,
+        bias=bias,
     )
 
 
@@ -144,17 +141,15 @@ BARE = ((r"^(wte|wpe|ln_f|h)\.", r"transformer.\1."),)  # without the outer modu
 LINEAR = "attn.c_proj=self_attn.o_proj mlp.c_fc=mlp.up_proj mlp.c_proj=mlp.down_proj"
 
 
-def _gpt2_rules(decoder: DecoderConfig) -> tuple[Rule, ...]:
-    """GPT-2 keeps its projections transposed."""
-    fused = qkv(f"{GPT}.attn.c_attn", attention_of(decoder))
-    turned = tuple(replace(rule, transform=Transposed()) for rule in names(LINEAR, GPT))
-    return (*FRAME, replace(fused, transform=chain(Transposed(), fused.transform)), *turned)
+def gpt2_rules(decoder: DecoderConfig, turned: bool = True) -> tuple[Rule, ...]:
+    """GPT-2 keeps its projections transposed (``turned``)."""
+    linear = (qkv(f"{GPT}.attn.c_attn", decoder), *names(LINEAR, GPT))
+    turn = (Transposed(),) if turned else ()
+    return (*FRAME, *(replace(r, transform=chain(*turn, r.transform)) for r in linear))
 
 
 def _bigcode_rules(decoder: DecoderConfig) -> tuple[Rule, ...]:
-    attention = attention_of(decoder)
-    fused = qkv(f"{GPT}.attn.c_attn", attention, grouped=attention.kv_heads > 1)
-    return (*FRAME, fused, *names(LINEAR, GPT))
+    return (*FRAME, qkv(f"{GPT}.attn.c_attn", decoder, grouped=True), *names(LINEAR, GPT))
 
 
 NEO = names(
@@ -172,8 +167,7 @@ J = names(
 
 def _codegen_rules(decoder: DecoderConfig) -> tuple[Rule, ...]:
     """Queries, values and keys, in this order, of a quarter of the heads at a time."""
-    attention = attention_of(decoder)
-    quarter = attention.heads * attention.head_dim // 4
+    quarter = decoder.width // 4
     ours = tuple(f"{LAYER}.self_attn.{part}_proj" for part in "qvk")
     split = Split((quarter, quarter, quarter), groups=4)
     return (*FRAME, Rule((f"{GPT}.attn.qkv_proj",), ours, split), *J)
@@ -184,7 +178,7 @@ def neox_rules(decoder: DecoderConfig) -> tuple[Rule, ...]:
     return (
         *outer("gpt_neox.embed_in=model.embed_tokens gpt_neox.final_layer_norm=model.norm"),
         *outer("embed_out=lm_head"),
-        qkv(f"{theirs}.attention.query_key_value", attention_of(decoder), grouped=True),
+        qkv(f"{theirs}.attention.query_key_value", decoder, grouped=True),
         *names(
             "attention.dense=self_attn.o_proj input_layernorm post_attention_layernorm"
             " mlp.dense_h_to_4h=mlp.up_proj mlp.dense_4h_to_h=mlp.down_proj",
@@ -206,7 +200,7 @@ OPT = outer(
 )
 
 FAMILIES = (
-    Family("gpt2", gpt2, _gpt2_rules, BARE),
+    Family("gpt2", gpt2, gpt2_rules, BARE),
     Family("gpt_bigcode", gpt_bigcode, _bigcode_rules, BARE),
     Family("gpt_neo", gpt_neo, FRAME + NEO, BARE),
     Family("gpt_neox", gpt_neox, neox_rules),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
-from mlxtx.decoder.config import DecoderConfig, TemperatureConfig
-from mlxtx.families.common import FULL, HubConfig, experts_of, head_norm
+from mlxtx.decoder.config import DecoderConfig, ExpertsConfig, TemperatureConfig
+from mlxtx.families.common import FULL, HubConfig, first, head_norm
 from mlxtx.families.family import Family
 from mlxtx.families.llama import INTERLEAVED, llama
 from mlxtx.naming.map import Rule, rename
@@ -28,10 +29,10 @@ def gpt_oss(config: HubConfig) -> DecoderConfig:
     alpha = config.get("swiglu_alpha", default=1.702)
     expert = config.feed_forward(bias=True)
     clipped = {"expert": expert, "clip": clip, "clip_alpha": alpha}
-    sparse = config.experts(fields=clipped, scores="softmax_chosen", bias=True)
+    sparse = config.experts(fields=clipped, normalize=True, bias=True)
     window = config.windows(config.layer_types(config.every(2)), 128)
     rope = {"theta": 150000.0, "otherwise": YARN}
-    attention = {"window": window, "sinks": True, **config.biases(True)}
+    attention: dict[str, Any] = {"window": window, "sinks": True, "bias": config.bias(True)}
     return llama(config, 1e-5, 64, rope=rope, feed_forward=sparse, **attention)
 
 
@@ -44,7 +45,7 @@ def _gpt_oss_rules(packed: bool) -> Callable[[DecoderConfig], tuple[Rule, ...]]:
         return tuple(f"{ours}.{part}_proj.{ending}" for part in ("gate", "up"))
 
     def rules(decoder: DecoderConfig) -> tuple[Rule, ...]:
-        pairs = Split((1, 1), groups=experts_of(decoder).expert.width)
+        pairs = Split((1, 1), groups=first(ExpertsConfig, decoder).expert.width)
         turn, ending = (Blocks(), "_blocks") if packed else (Transposed(), "")
         return (
             *names("mlp.router=mlp.gate"),
@@ -80,7 +81,7 @@ def llama4_text(config: HubConfig) -> DecoderConfig:
         head_dim=size,
         rope=[rope if has else None for has in turned],
         norm_after_rope=True,
-        **config.biases(),
+        bias=config.bias(),
     )
     attention = [
         replace(
@@ -92,7 +93,7 @@ def llama4_text(config: HubConfig) -> DecoderConfig:
     ]
     expert = config.feed_forward()
     config.config.setdefault("num_experts_per_tok", 1)
-    sparse = config.experts(shared=expert, fields={"scale_input": True}, scores="sigmoid_chosen")
+    sparse = config.experts(shared=expert, fields={"scale_input": True}, scores="sigmoid")
     dense = config.feed_forward(config.get("intermediate_size_mlp", default=16384))
     step = config.get("interleave_moe_layer_step", default=1)
     listed = config.nullable("moe_layers", None)
@@ -103,7 +104,7 @@ def llama4_text(config: HubConfig) -> DecoderConfig:
 
 def _llama4_rules(decoder: DecoderConfig) -> tuple[Rule, ...]:
     theirs, ours = f"{LAYER}.feed_forward.experts", f"{LAYER}.mlp.switch_mlp"
-    width = experts_of(decoder).expert.width
+    width = first(ExpertsConfig, decoder).expert.width
     both = tuple(f"{ours}.{part}_proj.weight" for part in ("gate", "up"))
     return (
         Rule((f"{theirs}.gate_up_proj",), both, chain(Transposed(), Split((width, width)))),

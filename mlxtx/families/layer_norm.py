@@ -6,22 +6,21 @@ from __future__ import annotations
 from typing import Any
 
 from mlxtx.decoder.config import DecoderConfig, NormConfig
-from mlxtx.families.common import SLIDING, HubConfig, attention_of, head_norm
+from mlxtx.families.common import SLIDING, HubConfig, head_norm
 from mlxtx.families.family import Family
+from mlxtx.families.llama import INTERLEAVED
 from mlxtx.naming.map import Rule
 from mlxtx.naming.rules import LAYER, names, outer, qkv
 from mlxtx.naming.transforms import Stacked
 
-INTERLEAVED = {"interleaved": True}
 ONE_NORM: dict[str, Any] = {"form": "parallel", "feed_forward_norm": None}
-BIASES: dict[str, Any] = {"qkv_bias": True, "output_bias": True}
 
 
 def olmo(config: HubConfig) -> DecoderConfig:
     """LayerNorm without weights."""
     norm = NormConfig(kind="layer", eps=1e-5, weight=False)
     clip, rope = config.get("clip_qkv", default=None), config.rope()
-    return config.decoder(norm, config.feed_forward(), rope=rope, clip_qkv=clip, **config.biases())
+    return config.decoder(norm, config.feed_forward(), rope=rope, clip_qkv=clip, bias=config.bias())
 
 
 def phi(config: HubConfig) -> DecoderConfig:
@@ -29,7 +28,7 @@ def phi(config: HubConfig) -> DecoderConfig:
     norm = config.layer_norm("layer_norm_eps")
     plain = config.feed_forward(activation="gelu_new", gated=False, bias=True)
     own = head_norm(norm) if config.get("qk_layernorm", default=False) else {}
-    attention: dict[str, Any] = {"rope": config.rope(partial=0.5), **BIASES, **own}
+    attention: dict[str, Any] = {"rope": config.rope(partial=0.5), "bias": True, **own}
     return config.decoder(norm, plain, block=ONE_NORM, head={"bias": True}, **attention)
 
 
@@ -41,7 +40,7 @@ def _command(config: HubConfig, norm: NormConfig, **attention: Any) -> DecoderCo
         tied=True,
         block=ONE_NORM,
         head={"multiplier": scale},
-        **config.biases(),
+        bias=config.bias(),
         **attention,
     )
 
@@ -93,8 +92,7 @@ def starcoder2(config: HubConfig) -> DecoderConfig:
         tied=True,
         rope=config.rope(),
         window=config.nullable("sliding_window", None),
-        qkv_bias=bias,
-        output_bias=bias,
+        bias=bias,
     )
 
 
@@ -102,7 +100,7 @@ def persimmon(config: HubConfig) -> DecoderConfig:
     norm = config.layer_norm("layer_norm_eps")
     plain = config.feed_forward(activation="relu2", gated=False, bias=True)
     own = head_norm(norm) if config.get("qk_layernorm", default=True) else {}
-    return config.decoder(norm, plain, rope=config.rope(partial=0.5), **BIASES, **own)
+    return config.decoder(norm, plain, rope=config.rope(partial=0.5), bias=True, **own)
 
 
 def nemotron(config: HubConfig) -> DecoderConfig:
@@ -110,7 +108,7 @@ def nemotron(config: HubConfig) -> DecoderConfig:
     bias = config.get("mlp_bias", default=False)
     plain = config.feed_forward(activation="relu2", gated=False, bias=bias)
     norm = config.layer_norm("norm_eps", offset=1.0)
-    return config.decoder(norm, plain, rope=config.rope(partial=0.5), **config.biases())
+    return config.decoder(norm, plain, rope=config.rope(partial=0.5), bias=config.bias())
 
 
 FRAME = outer("model.final_layernorm=model.norm") + names(
@@ -123,7 +121,7 @@ PHI = FRAME + names("mlp.fc1=mlp.up_proj mlp.fc2=mlp.down_proj")
 def persimmon_rules(decoder: DecoderConfig) -> tuple[Rule, ...]:
     return (
         *FRAME,
-        qkv(f"{LAYER}.self_attn.query_key_value", attention_of(decoder), grouped=True),
+        qkv(f"{LAYER}.self_attn.query_key_value", decoder, grouped=True),
         *names("mlp.dense_h_to_4h=mlp.up_proj mlp.dense_4h_to_h=mlp.down_proj"),
     )
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlxtx.decoder.config import DecoderConfig, RopeConfig, TemperatureConfig
+from mlxtx.decoder.config import DecoderConfig, FeedForwardConfig, RopeConfig, TemperatureConfig
 from mlxtx.errors import MlxtxError
 from mlxtx.families.common import (
     FULL,
     SLIDING,
     HubConfig,
-    attention_of,
     behind,
-    feed_forward_of,
+    first,
     head_norm,
 )
 from mlxtx.families.family import Family
@@ -41,7 +40,7 @@ def llama(
         rope = config.rope(size, **(rope or {}))
     if mlp_bias is None:
         mlp_bias = config.get("mlp_bias", default=False)
-    attention = {"head_dim": size, "rope": rope, **config.biases()}
+    attention = {"head_dim": size, "rope": rope, "bias": config.bias()}
     body = feed_forward or config.feed_forward(bias=mlp_bias)
     return config.decoder(config.rms_norm(eps), body, **{**attention, **fields})
 
@@ -142,9 +141,8 @@ def helium(config: HubConfig) -> DecoderConfig:
 
 def ernie4_5(config: HubConfig) -> DecoderConfig:
     bias = config.get("use_bias", default=False)
-    both = {"qkv_bias": bias, "output_bias": bias}
     rope = {"theta": 5e5, "fields": INTERLEAVED}
-    return llama(config, 1e-5, 128, tied=True, rope=rope, mlp_bias=bias, **both)
+    return llama(config, 1e-5, 128, tied=True, rope=rope, mlp_bias=bias, bias=bias)
 
 
 def arcee(config: HubConfig) -> DecoderConfig:
@@ -206,7 +204,7 @@ def glm4(config: HubConfig) -> DecoderConfig:
 
 
 def gate_up_rules(decoder: DecoderConfig) -> tuple[Rule, ...]:
-    return (gate_up("mlp.gate_up_proj", feed_forward_of(decoder).width),)
+    return (gate_up("mlp.gate_up_proj", first(FeedForwardConfig, decoder).width),)
 
 
 def glm4_rules(decoder: DecoderConfig) -> tuple[Rule, ...]:
@@ -231,7 +229,7 @@ def phi3(config: HubConfig) -> DecoderConfig:
 
 
 def phi3_rules(decoder: DecoderConfig) -> tuple[Rule, ...]:
-    return (qkv(f"{LAYER}.self_attn.qkv_proj", attention_of(decoder)), *gate_up_rules(decoder))
+    return (qkv(f"{LAYER}.self_attn.qkv_proj", decoder), *gate_up_rules(decoder))
 
 
 def hunyuan_attention(config: HubConfig) -> dict[str, Any]:
@@ -261,13 +259,15 @@ def nanochat(config: HubConfig) -> DecoderConfig:
     """No norm has a weight, embeddings are normalised too, and RoPE turns the other way round."""
     norm = config.rms_norm(weight=False)
     cap = config.nullable("final_logit_softcapping", 15.0)
-    attention = {"rope": config.rope(fields={"backwards": True}), "norm_after_rope": True}
     return config.decoder(
         norm,
         config.feed_forward(activation="relu2", gated=False),
         embedding={"norm": norm},
         head={"softcap": cap},
-        **{**attention, **config.biases(), **head_norm(norm)},
+        rope=config.rope(fields={"backwards": True}),
+        norm_after_rope=True,
+        bias=config.bias(),
+        **head_norm(norm),
     )
 
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from mlxtx.decoder.config import DecoderConfig
+from mlxtx.decoder.config import DecoderConfig, ExpertsConfig
 from mlxtx.errors import MlxtxError
-from mlxtx.families.common import SLIDING, HubConfig, attention_of, behind, experts_of, head_norm
+from mlxtx.families.common import SLIDING, HubConfig, behind, first, head_norm
 from mlxtx.families.family import Family
 from mlxtx.families.llama import (
     HUNYUAN,
@@ -76,7 +76,7 @@ def phimoe(config: HubConfig) -> DecoderConfig:
         whole={"refeed_beyond": rope.scaling.original_context if rope.scaling else None},
         rope=rope,
         window=config.nullable("sliding_window", None),
-        **config.biases(),
+        bias=config.bias(),
     )
 
 
@@ -84,11 +84,11 @@ def granitemoe(config: HubConfig) -> DecoderConfig:
     """With ``shared_intermediate_size`` also a feed-forward that every token goes through."""
     width = config.get("shared_intermediate_size", default=0)
     shared = config.feed_forward(width) if width else None
-    return granite(config, config.experts(shared=shared, scores="softmax_chosen"))
+    return granite(config, config.experts(shared=shared, normalize=True))
 
 
 def _granite_rules(decoder: DecoderConfig) -> tuple[Rule, ...]:
-    mixture = experts_of(decoder)
+    mixture = first(ExpertsConfig, decoder)
     routed = (
         *names("block_sparse_moe.router.layer=mlp.gate"),
         *names("block_sparse_moe.output_linear=mlp.switch_mlp.down_proj"),
@@ -119,12 +119,12 @@ def ernie4_5_moe(config: HubConfig) -> DecoderConfig:
     dense = config.feed_forward(bias=bias)
     body = [sparse if first <= i <= last and (i + 1) % step == 0 else dense for i in range(count)]
     rope = {"theta": 5e5, "fields": INTERLEAVED}
-    both = {"qkv_bias": bias, "output_bias": bias, "tied": True, "head": {"bias": bias}}
+    both = {"bias": bias, "tied": True, "head": {"bias": bias}}
     return llama(config, 1e-5, rope=rope, feed_forward=body, **both)
 
 
 def _ernie_rules(decoder: DecoderConfig) -> tuple[Rule, ...]:
-    count = experts_of(decoder).count
+    count = first(ExpertsConfig, decoder).count
     theirs = "mlp.moe_statics.e_score_correction_bias"
     return (rules.tensor(theirs, CORRECTION, Reshaped((1, count), (count,))), *experts())
 
@@ -172,11 +172,11 @@ def dbrx(config: HubConfig) -> DecoderConfig:
 
 def _dbrx_rules(decoder: DecoderConfig) -> tuple[Rule, ...]:
     theirs, ours = "transformer.blocks.{i}", f"{LAYER}.mlp.switch_mlp"
-    apart = Unflattened(experts_of(decoder).count)
+    apart = Unflattened(first(ExpertsConfig, decoder).count)
     mlp = f"{theirs}.ffn.experts.mlp"
     return (
         *rules.outer("transformer.wte=model.embed_tokens transformer.norm_f=model.norm"),
-        rules.qkv(f"{theirs}.norm_attn_norm.attn.Wqkv", attention_of(decoder)),
+        rules.qkv(f"{theirs}.norm_attn_norm.attn.Wqkv", decoder),
         *names(
             "norm_attn_norm.attn.out_proj=self_attn.o_proj ffn.router.layer=mlp.gate"
             " norm_attn_norm.norm_1=input_layernorm norm_attn_norm.norm_2=post_attention_layernorm",

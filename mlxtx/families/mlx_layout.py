@@ -6,37 +6,29 @@ Names as mlx-lm 0.32 reads and writes them (the ``sanitize`` functions of its mo
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from mlxtx.decoder.config import DecoderConfig
-from mlxtx.families.common import attention_of
+from mlxtx.families.deepseek import latent_rules
+from mlxtx.families.family import Rules, resolved
+from mlxtx.families.gpt import FRAME, J, gpt2_rules, neox_rules
 from mlxtx.naming.map import Rule, stacked_experts
-from mlxtx.naming.rules import LAYER, names, qkv
+from mlxtx.naming.rules import LAYER, names, tensor
 from mlxtx.naming.transforms import Reshaped
-
-Rules = Callable[[DecoderConfig], tuple[Rule, ...]]
 
 
 def _mlx(*rules: Rule) -> tuple[Rule, ...]:
     return tuple(replace(rule, layout="mlx") for rule in rules)
 
 
-def _experts_at(theirs: str, ours: str = "mlp.switch_mlp", *others: str) -> Rules:
+def _experts_at(theirs: str, ours: str = "mlp.switch_mlp", *others: str) -> tuple[Rule, ...]:
     """Stacked experts of a layer under ``theirs``; ``others`` are more pairs ``a=b``."""
     pairs = [f"{theirs}.{part}={ours}.{part}" for part in ("gate_proj", "up_proj", "down_proj")]
-    rules = _mlx(*names(" ".join([*pairs, *others])))
-    return lambda decoder: rules
+    return _mlx(*names(" ".join([*pairs, *others])))
 
 
-def _dbrx(decoder: DecoderConfig) -> tuple[Rule, ...]:
-    """One module an expert, although the family itself keeps all in one tensor."""
-    theirs = "transformer.blocks.{i}.ffn.experts.{e}"
-    parts = {"gate_proj": "w1", "up_proj": "v1", "down_proj": "w2"}
-    return _mlx(*stacked_experts(theirs, f"{LAYER}.mlp.switch_mlp", parts))
-
-
-def _respelled(rules: tuple[Rule, ...], *pairs: tuple[str, str]) -> tuple[Rule, ...]:
+def _respelled(rules: Rules, *pairs: tuple[str, str]) -> Rules:
     """The family's own rules with their names spelled otherwise."""
 
     def spell(name: str) -> str:
@@ -44,69 +36,44 @@ def _respelled(rules: tuple[Rule, ...], *pairs: tuple[str, str]) -> tuple[Rule, 
             name = name.replace(old, new)
         return name
 
-    return _mlx(*(replace(rule, sources=tuple(map(spell, rule.sources))) for rule in rules))
+    def spelled(decoder: DecoderConfig) -> tuple[Rule, ...]:
+        own = resolved(rules, decoder)
+        return _mlx(*(replace(rule, sources=tuple(map(spell, rule.sources))) for rule in own))
 
-
-def _gpt2(decoder: DecoderConfig) -> tuple[Rule, ...]:
-    """GPT-2's own modules with nothing transposed."""
-    from mlxtx.families.gpt import FRAME, GPT, LINEAR
-
-    fused = qkv(f"{GPT}.attn.c_attn", attention_of(decoder))
-    return _respelled((*FRAME, fused, *names(LINEAR, GPT)), ("transformer.", "model."))
-
-
-def _gptj(decoder: DecoderConfig) -> tuple[Rule, ...]:
-    from mlxtx.families.gpt import FRAME, J
-
-    return _respelled(FRAME + J, ("transformer.", "model."))
-
-
-def _neox(decoder: DecoderConfig) -> tuple[Rule, ...]:
-    from mlxtx.families.gpt import neox_rules
-
-    pairs = (
-        ("gpt_neox.layers", "model.h"),
-        ("gpt_neox.", "model."),
-        ("embed_out", "model.embed_out"),
-    )
-    return _respelled(neox_rules(decoder), *pairs)
+    return spelled
 
 
 def _latent(decoder: DecoderConfig) -> tuple[Rule, ...]:
     """The expansion of latent rows in one piece, as the families themselves have it."""
-    from mlxtx.families.deepseek import latent_rules
-
     return _mlx(*(rule for rule in latent_rules(decoder) if "kv_b_proj" in rule.sources[0]))
 
 
-def _apertus(decoder: DecoderConfig) -> tuple[Rule, ...]:
-    """xIELU's strengths as numbers without an axis."""
-    return tuple(
-        Rule(
-            (f"{LAYER}.mlp.act_fn.{name}",),
-            (f"{LAYER}.mlp.act_fn.{name}",),
-            Reshaped((), (1,)),
-            layout="mlx",
-            when=lambda shape: shape == (),
-            single=True,
-        )
-        for name in ("alpha_p", "alpha_n")
-    )
-
-
+# One module an expert, although the family itself keeps all in one tensor.
+_DBRX = stacked_experts(
+    "transformer.blocks.{i}.ffn.experts.{e}",
+    f"{LAYER}.mlp.switch_mlp",
+    {"gate_proj": "w1", "up_proj": "v1", "down_proj": "w2"},
+)
+# xIELU's strengths as numbers without an axis.
+_APERTUS = tuple(
+    replace(tensor(name, name, Reshaped((), (1,))), when=lambda shape: shape == ())
+    for name in ("mlp.act_fn.alpha_p", "mlp.act_fn.alpha_n")
+)
+_WITHOUT_OUTER = (("transformer.", "model."),)
+_NEOX = (("gpt_neox.layers", "model.h"), ("gpt_neox.", "model."), ("embed_out", "model.embed_out"))
 _BLOCK_SPARSE = _experts_at("block_sparse_moe.switch_mlp")
 
 RULES: dict[str, Rules] = {
     "afmoe": _experts_at("mlp.experts"),
-    "apertus": _apertus,
-    "dbrx": _dbrx,
+    "apertus": _mlx(*_APERTUS),
+    "dbrx": _mlx(*_DBRX),
     "deepseek_v2": _latent,
     "dots1": _experts_at("mlp.experts"),
     "gemma4_text": _experts_at("experts.switch_glu", "experts.switch_mlp"),
-    "gpt2": _gpt2,
-    "gpt_neox": _neox,
+    "gpt2": _respelled(partial(gpt2_rules, turned=False), *_WITHOUT_OUTER),
+    "gpt_neox": _respelled(neox_rules, *_NEOX),
     "gpt_oss": _experts_at("mlp.experts", "mlp.switch_mlp", "mlp.router=mlp.gate"),
-    "gptj": _gptj,
+    "gptj": _respelled(FRAME + J, *_WITHOUT_OUTER),
     "granitemoe": _BLOCK_SPARSE,
     "granitemoeshared": _BLOCK_SPARSE,
     "llama4_text": _experts_at("feed_forward.experts"),
@@ -115,8 +82,3 @@ RULES: dict[str, Rules] = {
     "mixtral": _BLOCK_SPARSE,
     "phimoe": _BLOCK_SPARSE,
 }
-
-
-def mlx_rules(model_type: str, decoder: DecoderConfig) -> tuple[Rule, ...]:
-    """The rules of a family for MLX's layout, in front of its own."""
-    return RULES[model_type](decoder) if model_type in RULES else ()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from mlxtx.naming.map import Rule, rename
 from mlxtx.naming.transforms import Same, Split, Stacked, Transform
 
 if TYPE_CHECKING:
-    from mlxtx.decoder.config import AttentionConfig
+    from mlxtx.decoder.config import AttentionConfig, DecoderConfig
 
 LAYER = "model.layers.{i}"
 
@@ -31,9 +31,11 @@ def tensor(theirs: str, ours: str, transform: Transform | None = None) -> Rule:
     return Rule((f"{LAYER}.{theirs}",), (f"{LAYER}.{ours}",), transform or Same(), single=True)
 
 
-def qkv(theirs: str, attention: AttentionConfig, *, grouped: bool = False) -> Rule:
+def qkv(theirs: str, decoder: DecoderConfig, *, grouped: bool = False) -> Rule:
     """One projection for queries, keys and values: [q; k; v], or ``grouped`` by key-value head,
-    each with its queries in front ([q k v] of each head when every head has its own)."""
+    each with its queries in front ([q k v] of each head when every head has its own). The first
+    layer's sizes are those of all."""
+    attention = cast("AttentionConfig", decoder.blocks[0].attention)
     heads, kv_heads, dim = attention.heads, attention.kv_heads, attention.head_dim
     split = Split((heads * dim, kv_heads * dim, kv_heads * dim))
     if grouped:

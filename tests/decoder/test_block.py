@@ -174,14 +174,17 @@ def test_feed_forward(gated):
     np.testing.assert_allclose(np.array(mlp(mx.array(x))), linear("down_proj", inner), atol=1e-5)
 
 
-@pytest.mark.parametrize("scores", ["softmax", "sigmoid", "softmax_chosen"])
+@pytest.mark.parametrize(
+    "scores, normalize",
+    [("softmax", False), ("softmax", True), ("sigmoid", False), ("sigmoid", True)],
+)
 @pytest.mark.parametrize("tokens", [3, 40])  # below and above the sorting threshold
-def test_experts_equal_every_expert_run_on_its_own(scores, tokens):
+def test_experts_equal_every_expert_run_on_its_own(scores, normalize, tokens):
     config = ExpertsConfig(
         count=6,
         per_token=2,
         expert=FeedForwardConfig(width=12),
-        router=RouterConfig(scores=scores, normalize=scores == "sigmoid", scaling=1.5),
+        router=RouterConfig(scores=scores, normalize=normalize, scaling=1.5),
         shared=FeedForwardConfig(width=8),
     )
     experts = randomized(Experts(WIDTH, config))
@@ -191,19 +194,25 @@ def test_experts_equal_every_expert_run_on_its_own(scores, tokens):
     want = numpy_of(experts.shared_experts(x))[0]
     for n, row in enumerate(numpy_of(x[0])):
         chosen = np.argsort(-logits[n])[:2]
-        if scores == "softmax":
-            weight = (np.exp(logits[n]) / np.exp(logits[n]).sum())[chosen]
-        elif scores == "sigmoid":
-            weight = 1 / (1 + np.exp(-logits[n][chosen]))
-            weight = weight / weight.sum()
-        else:
-            weight = np.exp(logits[n][chosen]) / np.exp(logits[n][chosen]).sum()
+        odds = np.exp(logits[n])
+        weight = (odds / odds.sum() if scores == "softmax" else odds / (1 + odds))[chosen]
+        weight = weight / weight.sum() if normalize else weight
         for expert, w in zip(chosen, weight, strict=True):
             gate = stacked["gate_proj.weight"][expert] @ row
             up = stacked["up_proj.weight"][expert] @ row
             inner = gate / (1 + np.exp(-gate)) * up
             want[n] += 1.5 * w * (stacked["down_proj.weight"][expert] @ inner)
     np.testing.assert_allclose(np.array(experts(x))[0], want, atol=2e-5)
+
+
+def test_sigmoids_that_round_to_one_keep_the_order_of_their_logits():
+    experts = Experts(
+        WIDTH,
+        ExpertsConfig(count=4, per_token=1, expert=MLP, router=RouterConfig(scores="sigmoid")),
+    )
+    experts.gate.weight = mx.array([20.0, 40.0, 30.0, 25.0])[:, None] * mx.ones((4, WIDTH)) / WIDTH
+    chosen, weights = experts.gate(mx.ones((1, WIDTH)))
+    assert (chosen.item(), weights.item()) == (1, 1.0)
 
 
 @pytest.mark.parametrize("group_score", ["max", "top2"])
