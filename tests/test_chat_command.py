@@ -35,7 +35,7 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self.master, text.encode())
 
-    def until(self, text: str, seconds: float = 60) -> str:
+    def until(self, text: str, seconds: float = 240) -> str:
         """Everything on the screen up to ``text``."""
         end = time.monotonic() + seconds
         while text not in self.screen:

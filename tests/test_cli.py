@@ -253,7 +253,7 @@ def test_ctrl_c_keeps_the_text_so_far(tmp_path):
     assert process.stdout is not None
     first = process.stdout.read(20)
     process.send_signal(signal.SIGINT)
-    rest, errors = process.communicate(timeout=60)
+    rest, errors = process.communicate(timeout=240)
     assert process.returncode == 130
     assert (first + rest).endswith(b"\n") and b"Traceback" not in errors
 
@@ -264,4 +264,4 @@ def test_a_reader_that_leaves_is_no_error(tmp_path):
     process.stdout.read(5)
     process.stdout.close()
     assert process.stderr.read() == b""
-    assert process.wait(60) == 0
+    assert process.wait(240) == 0

@@ -26,7 +26,7 @@ def modules_after(code: str) -> set[str]:
     """Top-level modules that are loaded after ``code`` ran in a new interpreter."""
     report = "import sys, json; sys.stderr.write(json.dumps(sorted(sys.modules)))"
     done = subprocess.run(
-        [sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr
     return {name.split(".")[0] for name in json.loads(done.stderr)}

@@ -400,7 +400,7 @@ def test_a_disk_that_fills_up(tmp_path):
     """A limit on the size of files stands for the full disk: writing fails in the middle."""
     write_llama(tmp_path / "source")
     command = [sys.executable, "-c", FULL, str(tmp_path / "source"), str(tmp_path / "out"), "20000"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert "cannot write" in run.stdout or "disk is full" in run.stdout, run.stderr
     assert not run.stderr and not (tmp_path / "out").exists()
     mlxtx.convert(tmp_path / "source", tmp_path / "out", bits=4)  # once there is room, it goes on

@@ -163,6 +163,15 @@ def make_app(folder: Path, script: Script | None = None, **options: Any) -> Mlxt
     )
 
 
+async def until(true: Callable[[], Any], seconds: float = 120.0) -> None:
+    """Let the event loop run until ``true()``; fails after ``seconds``."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    while not true():
+        assert loop.time() < end, "it did not come in time"
+        await asyncio.sleep(0.01)
+
+
 async def wait_until(pilot: Any, true: Callable[[], Any], seconds: float = 120.0) -> None:
     """Let the app run until ``true()``; fails after ``seconds``."""
     loop = asyncio.get_running_loop()
@@ -203,5 +212,5 @@ def toasts(app: MlxtxApp) -> list[str]:
 
 __all__ = [
     "Count", "Download", "Generate", "Script", "ScriptedEngine", "ask", "fails", "loaded",
-    "make_app", "reply", "screen_text", "send", "toasts", "wait_until",
+    "make_app", "reply", "screen_text", "send", "toasts", "until", "wait_until",
 ]  # fmt: skip

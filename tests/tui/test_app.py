@@ -23,6 +23,7 @@ from tests.tui.fakes import (
     screen_text,
     send,
     toasts,
+    until,
     wait_until,
 )
 
@@ -114,7 +115,7 @@ async def test_a_bug_ends_with_one_line_and_a_file(
     with pytest.raises(RuntimeError):
         async with app.run_test() as pilot:
             app.call_later(broken)
-            await pilot.pause(0.2)
+            await until(lambda: app.return_code)
     assert app.return_code == 1
     log = tmp_path / "home" / "crash.log"
     assert "RuntimeError: a bug" in log.read_text()
@@ -199,7 +200,7 @@ async def test_conversations_search_rename_pin_delete_undo_open(tmp_path: Path) 
         assert "Rivers flow to the sea." in screen_text(app) and "just now" in screen_text(app)
         # Rename the one that is shown in the chat: its title follows.
         await pilot.press("r")
-        await pilot.pause(0.1)
+        await pilot.pause()
         await pilot.press(*" and woods", "enter")
         await wait_until(pilot, lambda: "about trees and woods" in screen_text(app))
         assert app.chat.conversation.chat.title == "about trees and woods"
@@ -240,14 +241,14 @@ async def test_exporting_and_importing_conversations(
     async with app.run_test(size=(100, 30)) as pilot:
         await ask(pilot, "hello")
         await pilot.press("f5")
-        await pilot.pause(0.1)
+        await pilot.pause()
         await pilot.press("e")
-        await pilot.pause(0.1)
+        await pilot.pause()
         await pilot.press("enter")
         await wait_until(pilot, lambda: (tmp_path / "chat-1.json").exists())
         for name, count in (("chat-1.json", 2), ("gone.json", 2)):
             await pilot.press("i")
-            await pilot.pause(0.1)
+            await pilot.pause()
             await pilot.press(*name, "enter")
             await wait_until(pilot, lambda count=count: len(app.store.chats()) == count)
         assert any("gone.json was not read" in toast for toast in toasts(app))
@@ -259,7 +260,7 @@ async def test_opening_another_chat_stops_the_reply_and_keeps_it(tmp_path: Path)
         await send(pilot, "go")
         await wait_until(pilot, lambda: "some text" in screen_text(app))
         await pilot.press("ctrl+n")
-        await pilot.pause(0.3)
+        await pilot.pause()
         assert app.chat.reply is None and app.chat.conversation.path() == []
         kept = app.store.messages(1)[-1]
         assert (kept.text, kept.state) == ("some text", "stopped")

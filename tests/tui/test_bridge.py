@@ -8,7 +8,7 @@ from mlxtx.tui.bridge import RATE, Bridge, join
 
 from mlxtx.engine import Download, Generate, Job
 from mlxtx.events import Delta, Done, Event, Prefill, Progress, Stats
-from tests.tui.fakes import Script
+from tests.tui.fakes import Script, until
 
 
 def test_text_is_joined_and_only_the_last_figures_are_kept() -> None:
@@ -66,8 +66,7 @@ async def test_a_fast_stream_is_handed_over_at_the_rate_with_nothing_lost() -> N
     recorder = Recorder(Script(Generate=stream(100, 0.005)))
     start = asyncio.get_running_loop().time()
     recorder.bridge.submit(Generate(messages=[]), recorder.seen.append)
-    while not any(isinstance(event, Done) for event in recorder.seen):
-        await asyncio.sleep(0.01)
+    await until(lambda: recorder.seen and isinstance(recorder.seen[-1], Done))
     taken = asyncio.get_running_loop().time() - start
     assert len(recorder.batches) <= taken * RATE + 3
     text = "".join(event.text for event in recorder.seen if isinstance(event, Delta))
@@ -77,7 +76,7 @@ async def test_a_fast_stream_is_handed_over_at_the_rate_with_nothing_lost() -> N
 async def test_a_forgotten_job_is_silent() -> None:
     recorder = Recorder(Script(Generate=stream(30, 0.01)))
     number = recorder.bridge.submit(Generate(messages=[]), recorder.seen.append)
-    await asyncio.sleep(0.1)
+    await until(lambda: recorder.seen)
     recorder.bridge.forget(number)
     seen = len(recorder.seen)
     await asyncio.sleep(0.3)
@@ -87,30 +86,26 @@ async def test_a_forgotten_job_is_silent() -> None:
 async def test_nothing_is_scheduled_while_nothing_happens() -> None:
     recorder = Recorder(Script())
     recorder.bridge.submit(Generate(messages=[]), recorder.seen.append)
-    await asyncio.sleep(0.3)
+    await until(lambda: recorder.seen and isinstance(recorder.seen[-1], Done))
     assert recorder.bridge._timer is None, "an idle app takes no CPU"
 
 
 async def test_a_long_job_has_its_own_engine_which_ends_with_it() -> None:
-    gate = asyncio.Event()
-    script = Script(Download=lambda job: [Progress(stage="download", done=1, total=2), gate])
+    waiting = [Progress(stage="download", done=1, total=2), asyncio.Event()]
+    script = Script(Download=lambda job: waiting)
     recorder = Recorder(script)
     number = recorder.bridge.submit_long(Download(repo="a/b"), recorder.seen.append)
     assert len(script.engines) == 2
-    await asyncio.sleep(0.2)
+    await until(lambda: recorder.seen)
     recorder.bridge.stop(number)
-    gate.set()
-    await asyncio.sleep(0.1)
-    script.engines[1].deliver(Done(job=number, reason="stopped"))
-    await asyncio.sleep(0.05)
-    assert isinstance(recorder.seen[-1], Done) and script.engines[1]._task is None
+    await until(lambda: script.engines[1]._task is None)
+    assert isinstance(recorder.seen[-1], Done) and recorder.seen[-1].reason == "stopped"
 
 
 async def test_a_long_job_that_does_not_stop_is_killed() -> None:
     script = Script(Download=lambda job: [3.0])
     recorder = Recorder(script)
     number = recorder.bridge.submit_long(Download(repo="a/b"), recorder.seen.append)
-    await asyncio.sleep(0.05)
+    await until(lambda: script.submitted(Download))
     recorder.bridge.stop(number)
-    await asyncio.sleep(1.3)
-    assert script.engines[1].killed
+    await until(lambda: script.engines[1].killed)

@@ -35,6 +35,7 @@ from mlxtx.engine_process import (
 )
 from mlxtx.errors import MlxtxError
 from mlxtx.events import Delta, Done, Event, Failed, Loaded, Prefill, Progress, Stats
+from tests.tui.fakes import until
 
 
 class Events:
@@ -52,7 +53,7 @@ class Events:
     def of(self, number: int) -> list[Event]:
         return [event for event in self.all if event.job == number]
 
-    def wait_end(self, number: int, seconds: float = 10.0) -> Event:
+    def wait_end(self, number: int, seconds: float = 120.0) -> Event:
         def ended() -> Any:
             return [e for e in self.of(number) if isinstance(e, (Done, Failed))]
 
@@ -117,7 +118,7 @@ def test_a_waiting_job_that_is_stopped_never_starts(monkeypatch: pytest.MonkeyPa
 
     def work(job: Count, running: Running) -> Done:
         started.append(job.text)
-        gate.wait(5)
+        gate.wait(120)
         return Done(reason="done")
 
     with_jobs(monkeypatch, Count=work)
@@ -218,13 +219,6 @@ class Child(EngineProcess):
     command = (sys.executable, "-c", textwrap.dedent(CHILD))
 
 
-async def until(true: Any, seconds: float = 15.0) -> None:
-    end = asyncio.get_running_loop().time() + seconds
-    while not true():
-        assert asyncio.get_running_loop().time() < end, "it did not come in time"
-        await asyncio.sleep(0.01)
-
-
 async def test_the_child_answers_stops_and_keeps_stray_prints_out() -> None:
     events = Events()
     engine = Child(events)
@@ -286,7 +280,7 @@ async def test_closing_does_not_wait_for_a_job_that_ignores_its_flag() -> None:
     engine = Deaf(Events())
     engine.submit(Count(text=""))
     await asyncio.sleep(0.5)
-    await asyncio.wait_for(engine.close(timeout=0.3), 30)
+    await asyncio.wait_for(engine.close(timeout=0.3), 120)
     assert not engine.alive
 
 
@@ -299,7 +293,7 @@ def test_the_child_ends_when_its_parent_is_gone() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     pid = int(done.stdout)
-    end = time.monotonic() + 15
+    end = time.monotonic() + 120
     while time.monotonic() < end:
         try:
             with open(f"/proc/{pid}/stat") as file:

@@ -47,7 +47,7 @@ class Desk:
         self.events = Events()
         self.engine = Engine(self.events)
 
-    def run(self, job: Any, seconds: float = 60.0) -> list[Any]:
+    def run(self, job: Any, seconds: float = 240.0) -> list[Any]:
         number = self.engine.submit(job)
         self.events.wait_end(number, seconds)
         return self.events.of(number)

@@ -171,7 +171,7 @@ async def test_a_retyped_search_drops_the_old_answer(tmp_path: Path) -> None:
     app = make_app(tmp_path, Script(Search=slow, Plan=plan))
     async with app.run_test(size=(120, 30)) as pilot:
         await pilot.press("f3")
-        await pilot.pause(0.1)
+        await pilot.pause()
         await pilot.press("t", "slash", *"new")
         await wait_until(pilot, lambda: "org/small-new" in screen_text(app))
         await pilot.pause(1.0)
@@ -204,7 +204,7 @@ async def test_a_download_is_shown_paused_resumed_and_done(tmp_path: Path) -> No
     app = make_app(tmp_path, script)
     async with app.run_test(size=(120, 30)) as pilot:
         await pilot.press("f3")
-        await pilot.pause(0.1)
+        await pilot.pause()
         await pilot.press("t")
         await wait_until(pilot, lambda: "org/small-any" in screen_text(app))
         await pilot.press("enter")
@@ -234,16 +234,16 @@ async def test_a_download_is_cancelled_after_a_question(tmp_path: Path) -> None:
     (blobs / "abc.incomplete").write_bytes(b"half")
     async with app.run_test(size=(120, 30)) as pilot:
         await pilot.press("f3")
-        await pilot.pause(0.1)
+        await pilot.pause()
         await pilot.press("t")
         await wait_until(pilot, lambda: "org/small-any" in screen_text(app))
         await pilot.press("enter", "x")
         await wait_until(pilot, lambda: "Cancel: download" in screen_text(app))
         await pilot.press("n")
-        await pilot.pause(0.1)
+        await pilot.pause()
         assert app.jobs.all[0].state == "running"
         await pilot.press("x")
-        await pilot.pause(0.1)
+        await pilot.pause()
         await pilot.press("y")
         await wait_until(pilot, lambda: app.jobs.all[0].state == "cancelled")
         assert not blobs.parent.exists(), "half a model is of no use"
@@ -254,7 +254,7 @@ async def test_a_failed_download_says_why(tmp_path: Path) -> None:
     app = make_app(tmp_path, Script(Search=found, Plan=plan, Download=fails(line)))
     async with app.run_test(size=(120, 30)) as pilot:
         await pilot.press("f3")
-        await pilot.pause(0.1)
+        await pilot.pause()
         await pilot.press("t")
         await wait_until(pilot, lambda: "org/small-any" in screen_text(app))
         await pilot.press("enter")
@@ -270,10 +270,10 @@ async def test_deleting_asks_first(tmp_path: Path) -> None:
         await pilot.press("d")
         await wait_until(pilot, lambda: "Delete alpha?" in screen_text(app))
         await pilot.press("escape")
-        await pilot.pause(0.1)
+        await pilot.pause()
         assert model.exists()
         await pilot.press("d")
-        await pilot.pause(0.1)
+        await pilot.pause()
         await pilot.press("y")
         await wait_until(pilot, lambda: not model.exists())
         await wait_until(pilot, lambda: "No model here yet" in screen_text(app))
@@ -302,7 +302,7 @@ async def test_a_quick_conversion(tmp_path: Path) -> None:
         await wait_until(pilot, lambda: "alpha-8bit" in screen_text(app))
         # The same again would overwrite it.
         await pilot.press("c")
-        await pilot.pause(0.1)
+        await pilot.pause()
         await pilot.press("right", "enter")
         assert any("exists already" in toast for toast in toasts(app))
 

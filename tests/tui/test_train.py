@@ -109,7 +109,7 @@ async def test_start_plot_pause_resume_and_chat(tmp_path: Path) -> None:
         assert options["sample_prompt"] == "Who?" and "resume" not in options
         # Elsewhere meanwhile, and back: the run is still there.
         await pilot.press("escape")
-        await pilot.pause(0.1)
+        await pilot.pause()
         await pilot.press("f4")
         await wait_until(pilot, lambda: "step 100/200" in screen_text(app))
         await pilot.press("ctrl+s")
