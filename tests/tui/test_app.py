@@ -113,7 +113,7 @@ async def test_a_bug_ends_with_one_line_and_a_file(
         raise RuntimeError("a bug\x1b[2J")
 
     with pytest.raises(RuntimeError):
-        async with app.run_test() as pilot:
+        async with app.run_test():
             app.call_later(broken)
             await until(lambda: app.return_code)
     assert app.return_code == 1
