@@ -90,13 +90,14 @@ class RopeScaling:
     beta_slow: float = 1.0
     truncate: bool = True
     attention_factor: float = 1.0
+    long_attention_factor: float | None = None  # beyond the original context (None: the same)
     short_factors: tuple[float, ...] = ()
     long_factors: tuple[float, ...] = ()
     turning: float = 1.0
 
     @property
     def depends_on_length(self) -> bool:
-        return self.kind in ("dynamic", "longrope")
+        return self.kind in ("dynamic", "longrope") or self.long_attention_factor is not None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,8 +21,8 @@ class Rotary:
 
     def __call__(self, x: mx.array, step: Step) -> mx.array:  # [B, H, T, D] -> the same
         dims, tail = self.config.dims, self.config.tail
-        amplitude = self.config.scaling.attention_factor if self.config.scaling else 1.0
-        if tail or (amplitude != 1.0 and dims < x.shape[-1]):
+        amplitude = self._amplitude(step)
+        if tail or (amplitude is not None and dims < x.shape[-1]):
             # Only the rotated channels are scaled, so they are taken out and put back.
             cut = x.shape[-1] - dims if tail else dims
             first, last = x[..., :cut], x[..., cut:]
@@ -31,9 +31,18 @@ class Rotary:
             return mx.concatenate([self._rotate(amplitude, first, step), last], axis=-1)
         return self._rotate(amplitude, x, step)
 
-    def _rotate(self, amplitude: float, x: mx.array, step: Step) -> mx.array:
-        if amplitude != 1.0:
-            x = x * amplitude
+    def _amplitude(self, step: Step) -> float | mx.array | None:
+        """What rotated channels are multiplied by; None: nothing, [B, 1, 1, 1]: rows differ."""
+        scaling = self.config.scaling
+        if scaling is None or scaling.long_attention_factor is None:
+            return scaling.attention_factor if scaling and scaling.attention_factor != 1.0 else None
+        both = scaling.attention_factor, scaling.long_attention_factor
+        rows = [both[length > scaling.original_context] for length in step.row_lengths]
+        return rows[0] if len(set(rows)) == 1 else mx.array(rows)[:, None, None, None]
+
+    def _rotate(self, amplitude: float | mx.array | None, x: mx.array, step: Step) -> mx.array:
+        if amplitude is not None:
+            x = (x * amplitude).astype(x.dtype)
         wavelengths = step.memo(("rope", self.config), lambda: self._wavelengths(step))
         if step.positions is not None or wavelengths.ndim > 1:
             return rotate(x, wavelengths, step.query_positions, self.config)
@@ -50,20 +59,22 @@ class Rotary:
     def kernel_arguments(self, step: Step, batch: int) -> dict[str, Any] | None:
         """This rotation for the kernel ``mlxtx.metal_kernels.rope``; None if it cannot do it."""
         wavelengths = step.memo(("rope", self.config), lambda: self._wavelengths(step))
+        amplitude = self._amplitude(step)
         if self.config.tail or step.positions is not None or wavelengths.ndim > 1:
+            return None
+        if isinstance(amplitude, mx.array):
             return None
 
         def offsets() -> mx.array:
             first = step.first_position
             return mx.broadcast_to(mx.array(first, dtype=mx.int32), (batch,))
 
-        scaling = self.config.scaling
         return {
             "inverse_frequencies": step.memo(("1/rope", self.config), lambda: 1 / wavelengths),
             "offsets": step.memo(("offsets", batch), offsets),
             "interleaved": self.config.interleaved,
             "rotated_dims": self.config.dims,
-            "amplitude": scaling.attention_factor if scaling else 1.0,
+            "amplitude": 1.0 if amplitude is None else amplitude,
         }
 
     def _wavelengths(self, step: Step) -> mx.array:

@@ -59,21 +59,30 @@ def olmoe(config: HubConfig) -> DecoderConfig:
 
 
 def phimoe(config: HubConfig) -> DecoderConfig:
-    """LayerNorm, and two experts that are each weighed among their likes."""
+    """LayerNorm, and two experts that are each weighed among their likes. A scaling of RoPE is that
+    of short texts at any length, as transformers has it; only its strength is another for long
+    ones, and where it changes the text is computed anew."""
     config.ignore("input_jitter_noise")
-    parameters = rope_parameters(config, theta=1e6)
-    short, long = (parameters.pop(f"{kind}_mscale", None) for kind in ("short", "long"))
-    if short != long:
-        raise MlxtxError(f"config.json: short_mscale {short} and long_mscale {long} must be equal")
-    if short is not None:
-        parameters["attention_factor"] = short
+    parameters, refeed = rope_parameters(config, theta=1e6), None
+    strengths = [parameters.pop(f"{length}_mscale", None) for length in ("short", "long")]
     rope = make_rope(parameters, config.head_dim(), config.context)
+    if scaling := rope.scaling:
+        if None in strengths or scaling.kind == "dynamic":
+            raise MlxtxError(
+                f"config.json: RoPE of type {scaling.kind!r} with short_mscale and long_mscale of"
+                f" {strengths} is not supported for phimoe (known: longrope, two numbers)"
+            )
+        short, long = map(float, strengths)
+        fields: dict[str, Any] = {"attention_factor": short, "long_factors": scaling.short_factors}
+        if short != long:
+            fields["long_attention_factor"], refeed = long, scaling.original_context
+        rope = replace(rope, scaling=replace(scaling, **fields))
     jitter = config.get("router_jitter_noise", default=0.01)
     return config.decoder(
         config.layer_norm("rms_norm_eps"),
         config.experts(scores="sparsemixer", jitter=jitter),
         head={"bias": config.get("lm_head_bias", default=False)},
-        whole={"refeed_beyond": rope.scaling.original_context if rope.scaling else None},
+        whole={"refeed_beyond": refeed},
         rope=rope,
         window=config.nullable("sliding_window", None),
         bias=config.bias(),

@@ -870,6 +870,21 @@ case(
     ),
 )
 case(
+    "phimoe_longrope",
+    "phimoe",
+    lambda s: base(
+        s,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        rope_parameters={
+            **longrope(s, s.hidden // s.heads),
+            "short_mscale": 1.1,
+            "long_mscale": 1.3,
+        },
+    ),
+    steps=True,
+)
+case(
     "olmoe",
     "olmoe",
     lambda s: base(
