@@ -19,7 +19,6 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 TOLERANCE = 3e-4  # of the logits' standard deviation
-BEGIN, END = "<!-- the table begins -->", "<!-- the table ends -->"
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", type=Path, help="a page whose table is to be replaced")
     args = parser.parse_args(argv)
     sys.path.insert(0, str(ROOT / "tests" / "parity"))
+    from mlxtx.scripts.families import write_table
     from recipe import fixture_names
 
     names = args.only.split(",") if args.only else fixture_names()
@@ -58,9 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     table = render(rows)
     print(f"\n{table}" if not args.write else f"\n{counts(rows)}")
     if args.write:
-        page = args.write.read_text()
-        before, after = page.split(BEGIN)[0], page.split(END)[1]
-        args.write.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
+        write_table(args.write, table)
     return 0 if all(outcome.good for _, outcomes in rows for outcome in outcomes[2:]) else 1
 
 

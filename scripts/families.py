@@ -2,6 +2,7 @@
 
     mlxtx families                # a table
     mlxtx families --markdown     # the same for a page
+    mlxtx families --write README.md  # and put it into that page, between its marks
     mlxtx families gemma3_text    # one family, with every case it was compared in
 
 What is proven was recorded by tests/parity/prove.py, which compares every family with
@@ -14,11 +15,15 @@ import argparse
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from mlxtx.files import write_text_atomic
 
 if TYPE_CHECKING:
     from mlxtx.decoder.config import BlockConfig, DecoderConfig
 
+BEGIN, END = "<!-- the table begins -->", "<!-- the table ends -->"
 COLUMNS = ("family", "made of", "cases", "whole", "steps", "chunks", "padded", "reloaded")
 WAYS = COLUMNS[3:]
 ACTIVATED = {("silu", True): "SwiGLU", ("gelu_tanh", True): "GeGLU", ("gelu", True): "GeGLU"}
@@ -30,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("family", nargs="?", help="a model_type: show every case of it")
     parser.add_argument("--markdown", action="store_true", help="a table for a page")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="a page that holds the table")
     parser.add_argument("--json", action="store_true", help="what was recorded, as data")
     args = parser.parse_args(argv)
     proven = recorded()
@@ -44,9 +50,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json:
         print(json.dumps(proven, indent=1))
         return 0
-    print(markdown(table) if args.markdown else text(table))
-    print(f"\n{summary(proven)}")
+    page = f"{(markdown if args.markdown or args.write else text)(table)}\n\n{summary(proven)}"
+    if args.write:
+        write_table(args.write, page)
+    else:
+        print(page)
     return 0
+
+
+def write_table(page: Path, table: str) -> None:
+    """Puts a table between a page's marks, where an older one stands."""
+    before, rest = page.read_text().split(BEGIN)
+    write_text_atomic(page, f"{before}{BEGIN}\n{table}\n{END}{rest.split(END)[1]}")
 
 
 def recorded() -> dict[str, Any]:
@@ -174,7 +189,7 @@ def _feed_forward(block: BlockConfig) -> list[str]:
     for part in (block.feed_forward, block.experts):
         if isinstance(part, ExpertsConfig):
             shared = " + shared" if part.shared else ""
-            found.append(f"experts ({part.router.scores.replace('_', ' ')}){shared}")
+            found.append(f"experts ({part.router.scores}){shared}")
             part = part.expert
         if part is not None:
             name = ACTIVATED.get((part.activation, part.gated))

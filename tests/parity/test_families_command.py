@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from cases import CASES
@@ -37,6 +38,20 @@ def test_table_has_a_row_for_each_family(capsys: pytest.CaptureFixture[str]) -> 
     assert rows[2:] == sorted(families())
     gemma = next(line for line in lines if line.startswith("| gemma2 "))
     assert "sandwich RMSNorm" in gemma and "soft cap" in gemma and "GeGLU" in gemma
+
+
+def test_readme_holds_the_table_as_it_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command.main(["--markdown"])
+    readme = Path(__file__).parents[2] / "README.md"
+    assert f"{command.BEGIN}\n{capsys.readouterr().out}{command.END}" in readme.read_text()
+    page = tmp_path / "page.md"
+    page.write_text(f"above\n{command.BEGIN}\nan old table\n{command.END}\nbelow\n")
+    assert command.main(["--write", str(page)]) == 0
+    above, *table, below = page.read_text().splitlines()
+    assert (above, below) == ("above", "below") and "an old table" not in table
+    assert "\n".join(table) in readme.read_text()
 
 
 def test_one_family_shows_its_cases(capsys: pytest.CaptureFixture[str]) -> None:
