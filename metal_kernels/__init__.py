@@ -14,11 +14,11 @@ results. This package imports nothing; take each function from the module of its
 Rows of a cache
     ``[B, K, S, D]``: batch, key/value heads, capacity, channels. Pass the *whole* buffer, never a
     slice of it: ``lengths [B]`` says how many rows are filled (a slice would be copied at each
-    step). Quantized rows are a ``QuantizedRows``: ``codes [B, K, S, P*bits/32]`` uint32,
-    ``scales`` and ``biases [B, K, S, P/group_size]`` in the dtype of the rows, ``bits``,
-    ``group_size``, ``dim`` (the true width D; P is D rounded up to whole groups, the rest is
-    zeros) and ``rotated``. The codes lie as in ``mx.quantize``. Slicing and concatenation along S
-    work on the three arrays.
+    step). Quantized rows are a ``QuantizedRows``: ``words [B, K, S, W]`` uint32, each row one run
+    of words: codes as in ``mx.quantize``, then scale and bias of each group of channels in the
+    dtype of the rows. ``bits``, ``group_size``, ``dim`` (the true width D; the rest of the last
+    group is zeros), ``dtype`` and ``rotated`` say how to read them. Slicing and concatenation
+    along S work on ``words``.
 
 Functions
     ``attention_decode(q, keys, values, *, lengths, scale, ...)``: one to eight query rows.

@@ -3,8 +3,8 @@
 // Formula   out[t] = sum_j w[t, j] v[j] / (sum_j w[t, j] + exp(sink)), w = exp(s[t, j]),
 //           s[t, j] = cap(scale q[t] . k[j]) + slope (j - p), cap(x) = softcap tanh(x / softcap),
 //           over the rows j that query t at position p = length - T + t sees (attention_reference.py).
-// Inputs    q [B, H, T, D] T; keys, values [B, K, S, .]: rows of T, or codes uint32 in the layout of
-//           mx.quantize with scales and biases [B, K, S, groups] T; lengths, starts [B] int32;
+// Inputs    q [B, H, T, D] T; keys, values [B, K, S, .]: rows of T, or words uint32 as kv_quantize makes
+//           them (codes, then scale and bias of each group); lengths, starts [B] int32;
 //           sinks, slopes [H]; mask bool [b, h, t, s], each b, h, t, s full or 1. Any strides, but the
 //           channels of a cache row follow each other: slices of a buffer are read in place.
 //           sizes int32: SIZE_ of cache_rows.metal; factors float32: scale, softcap.
@@ -63,18 +63,9 @@ const int steps_a_block = (steps + blocks - 1) / blocks;
 const int step_begin = min(block * steps_a_block, steps);
 const int step_end = min(step_begin + steps_a_block, steps);
 
-const RowPlace key_place = {
-    batch * keys_strides[0] + kv_head * keys_strides[1], keys_strides[2],
-    KEY_BITS ? batch * key_scales_strides[0] + kv_head * key_scales_strides[1] : 0,
-    KEY_BITS ? key_scales_strides[2] : 0,
-    KEY_BITS ? batch * key_biases_strides[0] + kv_head * key_biases_strides[1] : 0,
-    KEY_BITS ? key_biases_strides[2] : 0};
+const RowPlace key_place = {batch * keys_strides[0] + kv_head * keys_strides[1], keys_strides[2]};
 const RowPlace value_place = {
-    batch * values_strides[0] + kv_head * values_strides[1], values_strides[2],
-    VALUE_BITS ? batch * value_scales_strides[0] + kv_head * value_scales_strides[1] : 0,
-    VALUE_BITS ? value_scales_strides[2] : 0,
-    VALUE_BITS ? batch * value_biases_strides[0] + kv_head * value_biases_strides[1] : 0,
-    VALUE_BITS ? value_biases_strides[2] : 0};
+    batch * values_strides[0] + kv_head * values_strides[1], values_strides[2]};
 const int key_lane = lane % KEY_LANES, key_part = lane / KEY_LANES;
 const int value_lane = lane % VALUE_LANES, value_part = lane / VALUE_LANES;
 
@@ -113,7 +104,7 @@ for (int step = step_begin + simd; step < step_end; step += SIMDS) {
         const int j = base + (load + a) * KEY_ROWS + key_part;
         if (j >= low && j < length) {
           load_row<T, KeyT, KEY_BITS, KEY_GROUP, D, KEY_LANES, KEY_CHUNKS, KEY_CHUNK>(
-              keys, key_scales, key_biases, key_place, j, key_lane, rows[a]);
+              keys, key_place, j, key_lane, rows[a]);
         } else {
           for (int i = 0; i < KEY_WIDTH; i++) rows[a][i] = 0;
         }
@@ -171,7 +162,7 @@ for (int step = step_begin + simd; step < step_end; step += SIMDS) {
           if (k >= low && k < length) {
             load_row<T, ValueT, VALUE_BITS, VALUE_GROUP, DV, VALUE_LANES, VALUE_CHUNKS,
                      VALUE_CHUNK>(
-                values, value_scales, value_biases, value_place, k, value_lane, values_ahead[a]);
+                values, value_place, k, value_lane, values_ahead[a]);
           } else {
             for (int i = 0; i < VALUE_WIDTH; i++) values_ahead[a][i] = 0;
           }

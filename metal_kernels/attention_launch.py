@@ -15,8 +15,8 @@ from .source import integers, numbers, unused
 
 MAX_DIM = 576
 INPUTS = (
-    *("q", "keys", "key_scales", "key_biases", "values", "value_scales", "value_biases"),
-    *("lengths", "starts", "sinks", "slopes", "mask", "sizes", "factors"),
+    *("q", "keys", "values", "lengths", "starts"),
+    *("sinks", "slopes", "mask", "sizes", "factors"),
 )
 # Bits of SIZE_FLAGS in cache_rows.metal.
 HAS_SINKS, HAS_SLOPES, HAS_MASK, HAS_SOFTCAP = 1, 2, 4, 8
@@ -25,7 +25,7 @@ HAS_SINKS, HAS_SLOPES, HAS_MASK, HAS_SOFTCAP = 1, 2, 4, 8
 class Side(NamedTuple):
     """The keys or the values of a cache, as the kernels take them."""
 
-    arrays: tuple[mx.array, mx.array, mx.array]
+    array: mx.array
     bits: int  # 0: plain
     group_size: int
 
@@ -102,8 +102,8 @@ def prepare(
     sizes = (heads, keys.shape[1], queries, keys.shape[2], window or 0, flags)
     inputs = [
         q,
-        *key_side.arrays,
-        *value_side.arrays,
+        key_side.array,
+        value_side.array,
         per_sequence(options["lengths"], batch),
         per_sequence(0 if starts is None else starts, batch),
         sinks,
@@ -115,8 +115,8 @@ def prepare(
     template = [
         ("T", dtype),
         ("QueryT", q.dtype),
-        ("KeyT", key_side.arrays[0].dtype),
-        ("ValueT", value_side.arrays[0].dtype),
+        ("KeyT", key_side.array.dtype),
+        ("ValueT", value_side.array.dtype),
         ("D", dim),
         ("DV", dim_out),
         *_parameters("KEY", key_side),
@@ -135,10 +135,8 @@ def _parameters(name: str, side: Side) -> list[tuple[str, Any]]:
 
 def side_of(rows: Rows) -> Side:
     if isinstance(rows, QuantizedRows):
-        arrays = (rows.codes, rows.scales, rows.biases)
-        return Side(arrays, rows.bits, rows.group_size)
-    nothing = unused(rows.dtype)
-    return Side((rows, nothing, nothing), 0, 1)
+        return Side(rows.words, rows.bits, rows.group_size)
+    return Side(rows, 0, 1)
 
 
 def width_of(values: Rows | None, value_dim: int | None) -> int:

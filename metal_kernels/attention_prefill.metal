@@ -22,8 +22,8 @@ short2 matrix_place(int lane) {
 
 // Load BK rows of the cache, as T, to threadgroup memory; rows at or beyond `high` are zeros.
 template <typename T, typename P, int BITS, int GROUP, int DIM, int STRIDE, int BK>
-void load_tile(const device P* rows, const device T* scales, const device T* biases, RowPlace place,
-               int base, int low, int high, threadgroup T* tile, int thread_, int threads) {
+void load_tile(const device P* rows, RowPlace place, int base, int low, int high,
+               threadgroup T* tile, int thread_, int threads) {
   constexpr int CHUNK = BITS == 0 ? 4 : 8, CHUNKS = DIM / CHUNK;
   for (int i = thread_; i < BK * CHUNKS; i += threads) {
     const int j = base + i / CHUNKS, chunk = i % CHUNKS;
@@ -31,7 +31,7 @@ void load_tile(const device P* rows, const device T* scales, const device T* bia
     if (j < low || j >= high) {
       for (int c = 0; c < CHUNK; c++) x[c] = 0;
     } else {
-      load_row<T, P, BITS, GROUP, DIM, CHUNKS, 1, CHUNK>(rows, scales, biases, place, j, chunk, x);
+      load_row<T, P, BITS, GROUP, DIM, CHUNKS, 1, CHUNK>(rows, place, j, chunk, x);
     }
     for (int c = 0; c < CHUNK; c++) tile[i / CHUNKS * STRIDE + chunk * CHUNK + c] = T(x[c]);
   }
@@ -60,18 +60,9 @@ const int row_count = group * queries;
 const int first_row = tile * BQ;
 const int last_row = min(first_row + BQ, row_count) - 1;
 const long query_base = (long(batch) * heads + long(kv_head) * group) * queries;
-const RowPlace key_place = {
-    batch * keys_strides[0] + kv_head * keys_strides[1], keys_strides[2],
-    KEY_BITS ? batch * key_scales_strides[0] + kv_head * key_scales_strides[1] : 0,
-    KEY_BITS ? key_scales_strides[2] : 0,
-    KEY_BITS ? batch * key_biases_strides[0] + kv_head * key_biases_strides[1] : 0,
-    KEY_BITS ? key_biases_strides[2] : 0};
+const RowPlace key_place = {batch * keys_strides[0] + kv_head * keys_strides[1], keys_strides[2]};
 const RowPlace value_place = {
-    batch * values_strides[0] + kv_head * values_strides[1], values_strides[2],
-    VALUE_BITS ? batch * value_scales_strides[0] + kv_head * value_scales_strides[1] : 0,
-    VALUE_BITS ? value_scales_strides[2] : 0,
-    VALUE_BITS ? batch * value_biases_strides[0] + kv_head * value_biases_strides[1] : 0,
-    VALUE_BITS ? value_biases_strides[2] : 0};
+    batch * values_strides[0] + kv_head * values_strides[1], values_strides[2]};
 const float scale = factors[0], softcap = factors[1];
 
 // The cache rows that some query of this tile can see.
@@ -101,7 +92,7 @@ float maximum = -INFINITY, total = 0;
 for (int base = low & ~(BK - 1); base < high; base += BK) {
   threadgroup_barrier(mem_flags::mem_threadgroup);
   load_tile<T, KeyT, KEY_BITS, KEY_GROUP, D, WIDEST + PAD, BK>(
-      keys, key_scales, key_biases, key_place, base, low, high, cache_tile, thread_, THREADS);
+      keys, key_place, base, low, high, cache_tile, thread_, THREADS);
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
   // Two chains of sums, every second matrix of channels each: shorter ones round less.
@@ -189,7 +180,7 @@ for (int base = low & ~(BK - 1); base < high; base += BK) {
   if (!LATENT) {
     threadgroup_barrier(mem_flags::mem_threadgroup);
     load_tile<T, ValueT, VALUE_BITS, VALUE_GROUP, DV, WIDEST + PAD, BK>(
-        values, value_scales, value_biases, value_place, base, low, high, cache_tile, thread_, THREADS);
+        values, value_place, base, low, high, cache_tile, thread_, THREADS);
     threadgroup_barrier(mem_flags::mem_threadgroup);
   }
   for (int i = 0; i < OWN_DV / 8; i++) {

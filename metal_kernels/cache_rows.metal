@@ -47,28 +47,37 @@ void load_codes(const device uint32_t* row, int chunk, float scale, float bias, 
   }
 }
 
+// The scale and the bias of a group, which lie side by side behind the codes of a row.
+template <typename T>
+float2 load_pair(const device uint32_t* words, int group) {
+  if (sizeof(T) == 2) {
+    const vec<T, 2> pair = ((const device vec<T, 2>*)words)[group];
+    return float2(float(pair[0]), float(pair[1]));
+  }
+  const device T* pair = (const device T*)words + 2 * group;  // aligned to 4 bytes only
+  return float2(float(pair[0]), float(pair[1]));
+}
+
 // Where the rows of one kv head begin and how far apart they are, in elements.
 struct RowPlace {
-  long codes, codes_step, scales, scales_step, biases, biases_step;
+  long first, step;
 };
 
 // The chunks of one cache row that this lane owns: chunk `lane + LANES i`. BITS 0: a plain row.
 template <typename T, typename P, int BITS, int GROUP, int DIM, int LANES, int CHUNKS, int CHUNK>
-void load_row(const device P* rows, const device T* scales, const device T* biases, RowPlace place,
-              int row, int lane, thread float* out) {
+void load_row(const device P* rows, RowPlace place, int row, int lane, thread float* out) {
+  constexpr int CODE_WORDS = (DIM + GROUP - 1) / GROUP * GROUP * BITS / 32;
+  const device P* words = rows + place.first + row * place.step;
   for (int i = 0; i < CHUNKS; i++) {
     const int chunk = lane + LANES * i;
     if (chunk * CHUNK >= DIM) {
       for (int c = 0; c < CHUNK; c++) out[i * CHUNK + c] = 0;
     } else if (BITS == 0) {
-      load_plain<T, CHUNK>((const device T*)(rows + place.codes + row * place.codes_step), chunk,
-                           out + i * CHUNK);
+      load_plain<T, CHUNK>((const device T*)words, chunk, out + i * CHUNK);
     } else {
-      const int group = chunk * CHUNK / GROUP;
-      load_codes<T, BITS == 0 ? 8 : BITS, CHUNK>(
-          (const device uint32_t*)(rows + place.codes + row * place.codes_step), chunk,
-          float(scales[place.scales + row * place.scales_step + group]),
-          float(biases[place.biases + row * place.biases_step + group]), out + i * CHUNK);
+      const device uint32_t* codes = (const device uint32_t*)words;
+      const float2 pair = load_pair<T>(codes + CODE_WORDS, chunk * CHUNK / GROUP);
+      load_codes<T, BITS == 0 ? 8 : BITS, CHUNK>(codes, chunk, pair[0], pair[1], out + i * CHUNK);
     }
   }
 }

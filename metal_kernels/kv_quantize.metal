@@ -4,8 +4,8 @@
 //           sign, the edge and the layout of mx.quantize; bit-identical to it in float32. ROTATE turns
 //           each row by a block-diagonal Hadamard matrix first.
 // Inputs    rows [N, DIM] T, row contiguous; sizes int32: N.
-// Outputs   codes [N, PADDED BITS / 32] uint32; scales, biases [N, PADDED / GROUP] T, where PADDED is
-//           DIM rounded up to whole groups (the rest counts as zeros).
+// Outputs   words [N, .] uint32: a row's PADDED BITS / 32 words of codes, then scale and bias T of each
+//           group, where PADDED is DIM rounded up to whole groups (the rest counts as zeros).
 // Grid      one simdgroup a row, four rows a threadgroup.
 // Bound     memory: 2 DIM bytes in, DIM BITS / 8 + 4 DIM / GROUP out at 16 bits.
 // Source    the affine format of MLX (mlx.core.quantize); Hadamard rotation: QuaRot (Ashkboos et al.
@@ -26,8 +26,5 @@ if (index < sizes[0]) {
     for (int i = lane; i < DIM; i += 32) row[i] = float(T(row[i]));
     simdgroup_barrier(mem_flags::mem_threadgroup);
   }
-  quantize_row<T, BITS, GROUP, PADDED>(row, shared_codes + simd * PADDED,
-                                       codes + index * (PADDED * BITS / 32),
-                                       scales + index * (PADDED / GROUP),
-                                       biases + index * (PADDED / GROUP), lane);
+  quantize_row<T, BITS, GROUP, PADDED>(row, shared_codes + simd * PADDED, words, index, lane);
 }

@@ -17,41 +17,66 @@ GROUP_SIZES = (32, 64, 128)
 
 
 class QuantizedRows(NamedTuple):
-    """Rows of a cache as ``mx.quantize`` lays them out; ``dim`` is the width before padding."""
+    """Rows of a cache as codes. A row is one run of 32-bit words: the codes of its P channels (the
+    width rounded up to whole groups) as ``mx.quantize`` lays them out, then the scale and the bias
+    of each group side by side. So a new row is one write into the cache, and one stretch to read."""
 
-    codes: mx.array  # [..., P * bits / 32] uint32, P = dim rounded up to whole groups
-    scales: mx.array  # [..., P / group_size]
-    biases: mx.array  # [..., P / group_size]
+    words: mx.array  # [..., row_words(...)] uint32
     bits: int
     group_size: int
-    dim: int
+    dim: int  # channels of a row, before padding
+    dtype: mx.Dtype  # of scales and biases, and of the rows that come back
     rotated: bool = False  # rows went through rotate_rows before quantization
 
     @property
     def padded_dim(self) -> int:
         """Channels as stored, whole groups of them."""
-        return self.scales.shape[-1] * self.group_size
+        return self.dim + -self.dim % self.group_size
 
     @property
-    def dtype(self) -> mx.Dtype:
-        """The dtype the rows come back in."""
-        return self.scales.dtype
+    def codes(self) -> mx.array:
+        """[..., P * bits / 32] uint32, a view."""
+        return self.words[..., : self.padded_dim * self.bits // 32]
+
+    @property
+    def scales(self) -> mx.array:
+        """[..., P / group_size], a view."""
+        return self._scales_and_biases[..., ::2]
+
+    @property
+    def biases(self) -> mx.array:
+        """[..., P / group_size], a view."""
+        return self._scales_and_biases[..., 1::2]
+
+    @property
+    def _scales_and_biases(self) -> mx.array:
+        return self.words[..., self.padded_dim * self.bits // 32 :].view(self.dtype)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the rows these codes stand for."""
-        return (*self.codes.shape[:-1], self.dim)
+        return (*self.words.shape[:-1], self.dim)
 
     @property
     def nbytes(self) -> int:
-        return self.codes.nbytes + self.scales.nbytes + self.biases.nbytes
+        return self.words.nbytes
 
     def rows(self, start: int, stop: int) -> QuantizedRows:
         """Rows start to stop (the second axis from the end)."""
-        part = (slice(None),) * (self.codes.ndim - 2) + (slice(start, stop),)
-        return self._replace(
-            codes=self.codes[part], scales=self.scales[part], biases=self.biases[part]
-        )
+        part = (slice(None),) * (self.words.ndim - 2) + (slice(start, stop),)
+        return self._replace(words=self.words[part])
+
+
+def row_words(dim: int, bits: int, group_size: int, itemsize: int) -> int:
+    """32-bit words of one quantized row whose scales have ``itemsize`` bytes."""
+    groups = -(-dim // group_size)
+    return groups * (group_size * bits // 8 + 2 * itemsize) // 4
+
+
+def pack_row(codes: mx.array, scales: mx.array, biases: mx.array) -> mx.array:
+    """The words of rows from what ``mx.quantize`` returns."""
+    pairs = mx.stack([scales, biases], axis=-1).flatten(-2)
+    return mx.concatenate([codes, pairs.view(mx.uint32)], axis=-1)
 
 
 def kv_quantize(
@@ -80,10 +105,8 @@ def launch(rows: mx.array, *, bits: int, group_size: int, rotate: bool = False) 
     padded = dim + -dim % group_size
     count = rows.size // dim
     leading = rows.shape[:-1]
-    kernel = metal_kernel(
-        "kv_quantize", ("rows", "sizes"), ("codes", "scales", "biases"), helpers=("quantize_row",)
-    )
-    codes, scales, biases = kernel(
+    kernel = metal_kernel("kv_quantize", ("rows", "sizes"), ("words",), helpers=("quantize_row",))
+    (words,) = kernel(
         inputs=[rows, integers(count)],
         template=[
             ("T", rows.dtype),
@@ -96,14 +119,10 @@ def launch(rows: mx.array, *, bits: int, group_size: int, rotate: bool = False) 
         ],
         grid=(128, -(-count // 4), 1),
         threadgroup=(128, 1, 1),
-        output_shapes=[
-            (*leading, padded * bits // 32),
-            (*leading, padded // group_size),
-            (*leading, padded // group_size),
-        ],
-        output_dtypes=[mx.uint32, rows.dtype, rows.dtype],
+        output_shapes=[(*leading, row_words(dim, bits, group_size, rows.dtype.size))],
+        output_dtypes=[mx.uint32],
     )
-    return QuantizedRows(codes, scales, biases, bits, group_size, dim, rotate)
+    return QuantizedRows(words, bits, group_size, dim, rows.dtype, rotate)
 
 
 def kv_quantize_reference(
@@ -116,8 +135,8 @@ def kv_quantize_reference(
     padding = -dim % group_size
     if padding:
         rows = mx.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, padding)])
-    codes, scales, biases = mx.quantize(rows, group_size=group_size, bits=bits)
-    return QuantizedRows(codes, scales, biases, bits, group_size, dim, rotate)
+    words = pack_row(*mx.quantize(rows, group_size=group_size, bits=bits))
+    return QuantizedRows(words, bits, group_size, dim, rows.dtype, rotate)
 
 
 def kv_dequantize(quantized: QuantizedRows, dtype: mx.Dtype | None = None) -> mx.array:

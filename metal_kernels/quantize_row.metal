@@ -19,11 +19,15 @@ void rotate_row(threadgroup float* row, int lane) {
 
 // Affine quantization of PADDED values by groups of GROUP, laid out as mx.quantize does: the scale
 // is signed so that the edge of larger magnitude is a whole number of steps and zero is exact; codes
-// follow each other in a stream of bits, least significant first. Codes are taken with the scale and
-// bias as they are stored, rounded to T.
+// follow each other in a stream of bits, least significant first, and scale and bias of each group
+// follow the codes. Codes are taken with the scale and bias as they are stored, rounded to T.
 template <typename T, int BITS, int GROUP, int PADDED>
-void quantize_row(const threadgroup float* row, threadgroup uchar* codes, device uint32_t* out_codes,
-                  device T* out_scales, device T* out_biases, int lane) {
+void quantize_row(const threadgroup float* row, threadgroup uchar* codes, device uint32_t* rows,
+                  long index, int lane) {
+  constexpr int CODE_WORDS = PADDED * BITS / 32;
+  constexpr int ROW_WORDS = CODE_WORDS + PADDED / GROUP * 2 * int(sizeof(T)) / 4;
+  device uint32_t* out_codes = rows + index * ROW_WORDS;
+  device T* out_pairs = (device T*)(out_codes + CODE_WORDS);
   constexpr float top = (1 << BITS) - 1;
   constexpr int OWN = GROUP / 32;  // values of a group a lane holds
   for (int group = 0; group < PADDED / GROUP; group++) {
@@ -49,12 +53,12 @@ void quantize_row(const threadgroup float* row, threadgroup uchar* codes, device
       codes[group * GROUP + lane * OWN + i] = uchar(clamp(code, 0.0f, top));
     }
     if (lane == 0) {
-      out_scales[group] = T(scale);
-      out_biases[group] = T(bias);
+      out_pairs[2 * group] = T(scale);
+      out_pairs[2 * group + 1] = T(bias);
     }
   }
   simdgroup_barrier(mem_flags::mem_threadgroup);
-  for (int word = lane; word < PADDED * BITS / 32; word += 32) {
+  for (int word = lane; word < CODE_WORDS; word += 32) {
     uint bits = 0;
     for (int i = word * 32 / BITS; i * BITS < word * 32 + 32; i++) {
       const int shift = i * BITS - word * 32;

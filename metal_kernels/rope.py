@@ -15,6 +15,7 @@ from .kv_quantize import (
     check_format,
     kv_quantize_reference,
     rotation_block,
+    row_words,
 )
 from .source import integers, metal_kernel, numbers, unused
 
@@ -220,15 +221,13 @@ def launch_quantize(
     padded = [d + -d % group_size for d in (dim, value_dim)]
     leading = (batch, k.shape[1], count)
     shapes = [
-        (*leading, width)
+        (*leading, row_words(p, bits, group_size, q.dtype.size))
         for p, bits in zip(padded, (key_bits, value_bits), strict=True)
-        for width in (p * bits // 32, p // group_size, p // group_size)
     ]
-    outputs = [f"{side}_{part}" for side in ("key", "value") for part in _PARTS]
-    q_out, *parts = metal_kernel(
+    q_out, keys, values = metal_kernel(
         "rope_quantize",
         ("v", *_INPUTS),
-        ("q_out", *outputs),
+        ("q_out", "key_words", "value_words"),
         contiguous=False,
         helpers=("rope_row", "quantize_row"),
     )(
@@ -251,16 +250,13 @@ def launch_quantize(
         grid=(128, -(-batch * (heads + 2 * k.shape[1]) * count // 4), 1),
         threadgroup=(128, 1, 1),
         output_shapes=[q.shape, *shapes],
-        output_dtypes=[q.dtype, *[mx.uint32, q.dtype, q.dtype] * 2],
+        output_dtypes=[q.dtype, mx.uint32, mx.uint32],
     )
     return (
         q_out,
-        QuantizedRows(parts[0], parts[1], parts[2], key_bits, group_size, dim, rotate),
-        QuantizedRows(parts[3], parts[4], parts[5], value_bits, group_size, value_dim, rotate),
+        QuantizedRows(keys, key_bits, group_size, dim, q.dtype, rotate),
+        QuantizedRows(values, value_bits, group_size, value_dim, q.dtype, rotate),
     )
-
-
-_PARTS = ("codes", "scales", "biases")
 
 
 def supports(*arrays: mx.array) -> bool:

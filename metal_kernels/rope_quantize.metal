@@ -3,8 +3,7 @@
 // Formula   rope (rope.metal) for q and k, then kv_quantize (kv_quantize.metal) for k and v; k is
 //           rounded to T before it is quantized. ROTATE turns k and v by a Hadamard matrix first.
 // Inputs    as rope, and v [B, K, T, DV] T of any strides.
-// Outputs   q_out [B, H, T, D] T; key_codes, key_scales, key_biases and value_codes, value_scales,
-//           value_biases [B, K, T, .] as kv_quantize.
+// Outputs   q_out [B, H, T, D] T; key_words, value_words [B, K, T, .] uint32 as kv_quantize.
 // Grid      one simdgroup a row, four rows a threadgroup: the rows of q, of k, of v.
 // Bound     memory: each row is read once and written once, the cache rows at their bits.
 // Source    as rope and kv_quantize. One launch in place of two norms, two rotations and two
@@ -70,15 +69,9 @@ if (batch < sizes[SIZE_BATCH]) {
       simdgroup_barrier(mem_flags::mem_threadgroup);
     }
     if (value) {
-      quantize_row<T, VALUE_BITS, GROUP, VALUE_PADDED>(
-          row, codes, value_codes + kv_row * (VALUE_PADDED * VALUE_BITS / 32),
-          value_scales + kv_row * (VALUE_PADDED / GROUP),
-          value_biases + kv_row * (VALUE_PADDED / GROUP), lane);
+      quantize_row<T, VALUE_BITS, GROUP, VALUE_PADDED>(row, codes, value_words, kv_row, lane);
     } else {
-      quantize_row<T, KEY_BITS, GROUP, KEY_PADDED>(
-          row, codes, key_codes + kv_row * (KEY_PADDED * KEY_BITS / 32),
-          key_scales + kv_row * (KEY_PADDED / GROUP), key_biases + kv_row * (KEY_PADDED / GROUP),
-          lane);
+      quantize_row<T, KEY_BITS, GROUP, KEY_PADDED>(row, codes, key_words, kv_row, lane);
     }
   }
 }

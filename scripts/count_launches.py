@@ -1,6 +1,9 @@
 """Launches on the GPU for one decoded token in one layer, attention part: mlxtx and mlx-lm.
 
-    python scripts/count_launches.py              (mlxtx; in an environment with mlx-lm, both)
+    python scripts/count_launches.py [--write]     (mlxtx; in an environment with mlx-lm, both)
+
+Prints what each side launches, and with both sides the table of docs/kernels.md, which ``--write``
+puts there.
 
 From the projections' outputs to attention's output: q/k norm, rotation, appending to the cache,
 attention. ``mx.fast.*``, ``mx.quantize`` and custom kernels are stood in for (on a CPU they fall
@@ -10,6 +13,7 @@ them are read from MLX's own graph, where views are free.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import re
 import sys
@@ -30,6 +34,14 @@ VIEWS = {
 }  # fmt: skip
 # From this many rows MLX's decode attention takes two passes when heads are grouped.
 TWO_PASSES = 4096
+CASES: dict[str, dict[str, Any]] = {
+    f"{'4-bit' if quantized else 'plain'}, {length} rows{', q/k norm' if norms else ''}": {
+        "length": length, "quantized": quantized, "norms": norms,
+    }
+    for quantized in (False, True)
+    for length in (300, 8192)
+    for norms in (False, True)
+}  # fmt: skip
 
 
 class Launches:
@@ -137,47 +149,42 @@ def count_mlx_lm(*, length: int, quantized: bool, norms: bool) -> list[str]:
 
 
 def count_mlxtx(*, length: int, quantized: bool, norms: bool) -> list[str]:
-    """The project's kernels, with a cache of plain buffers that rows are written into."""
-    from mlxtx.metal_kernels import attention_decode, dispatch, rope
+    """The project's own cache, rotary step and attention, as a layer of a decoder uses them. What
+    is made once a token for all layers (the table of frequencies, the offset) is not counted."""
+    from mlxtx.metal_kernels import dispatch
 
-    capacity = length + 256
-    weight = mx.ones((DIM,), dtype=mx.float16)
-    norm = (weight, 1e-6, 0.0) if norms else None
-    turn = {
-        "inverse_frequencies": mx.ones((DIM // 2,)),
-        "offsets": mx.array([length]),
-        "q_norm": norm,
-        "k_norm": norm,
-    }
-    widths = [DIM * BITS // 32, DIM // GROUP_SIZE, DIM // GROUP_SIZE] if quantized else [DIM]
-    kinds = [mx.uint32, mx.float16, mx.float16] if quantized else [mx.float16]
-    buffers = [
-        [mx.zeros((1, KV_HEADS, capacity, w), dtype=t) for w, t in zip(widths, kinds, strict=True)]
-        for _ in range(2)
-    ]
-    mx.eval(buffers, turn["inverse_frequencies"], turn["offsets"], weight)
+    from mlxtx.cache import AttentionSpec, Step, parse_kv
+    from mlxtx.cache import kernels as cache_kernels
+    from mlxtx.cache.layer import RowsCache, layer_layout
+    from mlxtx.decoder.attention import Prepare
+    from mlxtx.decoder.config import HeadNormConfig, NormConfig, RopeConfig
+    from mlxtx.decoder.norm import HeadNorm
+    from mlxtx.decoder.positions import Rotary
+
+    spec = AttentionSpec(scale=0.1)
+    settings = parse_kv(f"k{BITS}v{BITS}g{GROUP_SIZE}" if quantized else "plain")
+    cache = RowsCache(layer_layout(spec, settings), settings)
+    past = mx.zeros((1, KV_HEADS, length, DIM), dtype=mx.float16)
+    cache.body.append(past, past, length + 1)
+    cache.rows = length
+    norm = HeadNormConfig(norm=NormConfig())
+    sides = [HeadNorm(count, DIM, norm) if norms else None for count in (HEADS, KV_HEADS)]
+    prepare = Prepare(*sides, Rotary(RopeConfig(dims=DIM)))
+    step = Step(1, length)
     q, k, v = projections()
+    once = prepare.rope_arguments(q, step)
+    assert once is not None
+    mx.eval(cache.state(), once["inverse_frequencies"], once["offsets"])
+    mx.eval([side.weight for side in sides if side is not None])
     launches = Launches()
-    with standing_in(launches), mock.patch.object(dispatch, "on_metal", lambda: True):
+    with (
+        standing_in(launches),
+        mock.patch.object(dispatch, "on_metal", lambda: True),
+        mock.patch.object(dispatch, "remembered", dict),
+        mock.patch.object(cache_kernels, "on_metal", lambda: True),
+    ):
         q, k, v = (split_heads(x).transpose(0, 2, 1, 3) for x in (q, k, v))
-        if quantized:
-            bits = {"key_bits": BITS, "value_bits": BITS, "group_size": GROUP_SIZE}
-            q, *new = rope.rope_quantize(q, k, v, **bits, **turn)
-            rows = [list(side[:3]) for side in new]
-        else:
-            q, k = rope.rope(q, k, **turn)
-            rows = [[k], [v]]
-        for side, parts in zip(buffers, rows, strict=True):
-            for buffer, part in zip(side, parts, strict=True):
-                buffer[:, :, length : length + 1] = part
-        if quantized:
-            keys, values = (
-                old._replace(codes=side[0], scales=side[1], biases=side[2])
-                for old, side in zip(new, buffers, strict=True)
-            )
-        else:
-            keys, values = buffers[0][0], buffers[1][0]
-        out = attention_decode.attention_decode(q, keys, values, lengths=[length + 1], scale=0.1)
+        out = cache.attend(q, k, v, prepare=prepare, spec=spec, step=step)
         out = out.transpose(0, 2, 1, 3).reshape(1, 1, -1)
         return launches.names + launches.graph([out])
 
@@ -198,17 +205,35 @@ def available() -> dict[str, Callable[..., list[str]]]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    for side, count in available().items():
-        for norms in (False, True):
-            for quantized in (False, True):
-                for length in (300, 8192):
-                    names = count(length=length, quantized=quantized, norms=norms)
-                    what = f"{'4-bit' if quantized else 'plain'} cache, {length} rows"
-                    print(
-                        f"{side:7}{what:24}{'q/k norm' if norms else '':9}{len(names):3}  ", end=""
-                    )
-                    print(", ".join(f"{names.count(n)} {n}" for n in dict.fromkeys(names)))
+    parser = argparse.ArgumentParser(prog="count_launches", description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="update docs/kernels.md")
+    options = parser.parse_args(argv)
+    sides = available()
+    for side, count in sides.items():
+        for what, case in CASES.items():
+            names = count(**case)
+            print(f"{side:7}{what:34}{len(names):3}  ", end="")
+            print(", ".join(f"{names.count(n)} {n}" for n in dict.fromkeys(names)))
+    if len(sides) < 2:
+        return 0
+    print(f"\n{table(sides)}")
+    if options.write:
+        from mlxtx.scripts.count_traffic import replace_table
+
+        replace_table("launches", table(sides))
     return 0
+
+
+def table(sides: dict[str, Callable[..., list[str]]]) -> str:
+    """Launches of each case, one column a side."""
+    from importlib.metadata import version
+
+    named = [f"{s} {version(s)}" if s != "mlxtx" else s for s in sides]
+    lines = [f"| cache | {' | '.join(named)} |", f"| --- |{' --- |' * len(sides)}"]
+    for what, case in CASES.items():
+        counts = [str(len(count(**case))) for count in sides.values()]
+        lines.append(f"| {what} | {' | '.join(counts)} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -164,11 +164,12 @@ def code_scores(q: mx.array, rows: QuantizedRows) -> mx.array:
     )  # [B, K, groups, 1, S]
     planes = code_planes(rows)
     grouped = q.reshape(*q.shape[:3], rows.scales.shape[-1], -1).swapaxes(2, 3)  # [B, K, g, R, c]
-    total = biases * grouped.sum(axis=-1, keepdims=True)
-    for number, codes in enumerate(planes):
-        part = grouped[..., number :: len(planes)]
-        total = total + scales * (part @ codes.transpose(0, 1, 3, 4, 2))
-    return total.sum(axis=2)
+    products = [
+        grouped[..., number :: len(planes)] @ codes.transpose(0, 1, 3, 4, 2)
+        for number, codes in enumerate(planes)
+    ]
+    total = scales * sum(products[1:], products[0]) + biases * grouped.sum(axis=-1, keepdims=True)
+    return total[:, :, 0] if total.shape[2] == 1 else total.sum(axis=2)
 
 
 def _pad(x: mx.array, width: int) -> mx.array:

@@ -16,7 +16,7 @@ import mlx.core as mx
 from mlxtx.cache.attention import AttentionSpec, visible
 from mlxtx.cache.codes import split_by_blocks
 from mlxtx.cache.numerics import on_gpu
-from mlxtx.cache.rows import RowFormat, Rows, arrays_of, slice_rows, with_arrays
+from mlxtx.cache.rows import RowFormat, Rows, array_of, slice_rows, with_array
 from mlxtx.cache.segment import Part
 from mlxtx.cache.step import Step
 from mlxtx.metal_kernels.attention_decode import MAX_QUERIES, attention_decode
@@ -151,8 +151,7 @@ def _concatenated(rows: Sequence[Rows]) -> Rows | None:
         return None
     if len(rows) == 1:
         return rows[0]
-    pieces = zip(*map(arrays_of, rows), strict=True)
-    return with_arrays(rows[0], tuple(mx.concatenate(list(p), axis=2) for p in pieces))
+    return with_array(rows[0], mx.concatenate([array_of(r) for r in rows], axis=2))
 
 
 def _expanded(q: mx.array, rows: Rows, expand: Expand) -> tuple[mx.array, mx.array] | None:

@@ -6,40 +6,29 @@ works on either, so nothing else has to ask which one it holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import mlx.core as mx
 
-from mlxtx.metal_kernels.kv_quantize import QuantizedRows, kv_quantize
+from mlxtx.metal_kernels.kv_quantize import QuantizedRows, kv_quantize, row_words
 
 Rows: TypeAlias = mx.array | QuantizedRows
 
 
-def arrays_of(rows: Rows) -> tuple[mx.array, ...]:
-    """What rows consist of: themselves, or codes, scales and biases."""
-    if isinstance(rows, QuantizedRows):
-        return rows.codes, rows.scales, rows.biases
-    return (rows,)
+def array_of(rows: Rows) -> mx.array:
+    """The array [B, K, S, .] that holds the rows: themselves, or words of codes and scales."""
+    return rows.words if isinstance(rows, QuantizedRows) else rows
 
 
-def with_arrays(rows: Rows, arrays: tuple[mx.array, ...]) -> Rows:
-    """Rows of the same format that consist of ``arrays``."""
-    if isinstance(rows, QuantizedRows):
-        codes, scales, biases = arrays
-        return rows._replace(codes=codes, scales=scales, biases=biases)
-    return arrays[0]
-
-
-def map_rows(function: Callable[[mx.array], mx.array], rows: Rows) -> Rows:
-    """Rows whose arrays each went through ``function``."""
-    return with_arrays(rows, tuple(function(array) for array in arrays_of(rows)))
+def with_array(rows: Rows, array: mx.array) -> Rows:
+    """Rows of the same format that lie in ``array``."""
+    return rows._replace(words=array) if isinstance(rows, QuantizedRows) else array
 
 
 def slice_rows(rows: Rows, start: int, stop: int) -> Rows:
     """Rows start to stop."""
-    return map_rows(lambda array: array[:, :, start:stop], rows)
+    return with_array(rows, array_of(rows)[:, :, start:stop])
 
 
 def count_rows(rows: Rows) -> int:
@@ -61,12 +50,17 @@ class RowFormat:
             return rows
         return kv_quantize(rows, bits=self.bits, group_size=self.group_size, rotate=self.rotate)
 
-    def from_arrays(self, arrays: tuple[mx.array, ...], dim: int) -> Rows:
-        """Rows of ``dim`` channels in this format from what they consist of."""
+    def from_array(self, array: mx.array, dim: int, dtype: mx.Dtype) -> Rows:
+        """Rows of ``dim`` channels and ``dtype`` in this format from the array that holds them.
+        Raises ValueError if it cannot."""
+        width, kind = dim, dtype
+        if self.bits is not None:
+            width, kind = row_words(dim, self.bits, self.group_size, dtype.size), mx.uint32
+        if array.ndim != 4 or array.shape[-1] != width or array.dtype != kind:
+            raise ValueError(f"rows of {array.dtype} {array.shape}, not of {kind} and {width} wide")
         if self.bits is None:
-            return arrays[0]
-        codes, scales, biases = arrays
-        return QuantizedRows(codes, scales, biases, self.bits, self.group_size, dim, self.rotate)
+            return array
+        return QuantizedRows(array, self.bits, self.group_size, dim, dtype, self.rotate)
 
     def nbytes(self, dim: int, itemsize: int) -> int:
         """Bytes of one row of ``dim`` channels whose scales have ``itemsize`` bytes."""
@@ -101,8 +95,14 @@ class Slots:
         return 0 if self.rows is None else self.rows.shape[-1]
 
     @property
-    def arrays(self) -> tuple[mx.array, ...]:
-        return () if self.rows is None else arrays_of(self.rows)
+    def dtype_name(self) -> str | None:
+        """Of the rows as they come back, for example ``float16``; None as long as there is none."""
+        return None if self.rows is None else str(self.rows.dtype).removeprefix("mlx.core.")
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """The buffer, if there is one."""
+        return [] if self.rows is None else [array_of(self.rows)]
 
     @property
     def nbytes(self) -> int:
@@ -116,23 +116,20 @@ class Slots:
         if capacity:
             slots = max(slots, capacity + capacity // 8)
         slots = capacity_for(slots, self.limit, self.block)
-        added = slots - capacity
-
-        def room(array: mx.array) -> mx.array:
-            return mx.zeros((*array.shape[:2], added, array.shape[3]), array.dtype)
-
+        array = array_of(like)
+        room = mx.zeros((*array.shape[:2], slots - capacity, array.shape[3]), array.dtype)
         if self.rows is None:
-            self.rows = map_rows(room, like)
+            self.rows = with_array(like, room)
         else:
-            grown = [mx.concatenate([a, room(a)], axis=2) for a in arrays_of(self.rows)]
-            self.rows = with_arrays(self.rows, tuple(grown))
+            grown = mx.concatenate([array_of(self.rows), room], axis=2)
+            self.rows = with_array(self.rows, grown)
 
     def write(self, slot: int, new: Rows) -> None:
         """Puts ``new`` into the slots from ``slot`` on, which are reserved."""
         assert self.rows is not None
         stop = slot + count_rows(new)
-        for buffer, array in zip(arrays_of(self.rows), arrays_of(new), strict=True):
-            buffer[:, :, slot:stop] = array  # in place, unless a copy shares the buffer
+        buffer = array_of(self.rows)
+        buffer[:, :, slot:stop] = array_of(new)  # in place, unless a copy shares the buffer
 
     def read(self, start: int, stop: int) -> Rows:
         assert self.rows is not None
@@ -142,7 +139,7 @@ class Slots:
         """Another handle on the same buffer; the first to write to it gets its own."""
         other = Slots(self.limit)
         if self.rows is not None:
-            other.rows = map_rows(lambda array: array[:], self.rows)
+            other.rows = with_array(self.rows, array_of(self.rows)[:])
         return other
 
 

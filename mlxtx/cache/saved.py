@@ -16,12 +16,13 @@ from typing import Any
 import mlx.core as mx
 
 from mlxtx.cache.model_cache import ModelCache
-from mlxtx.cache.rows import arrays_of
+from mlxtx.cache.rows import array_of
 from mlxtx.cache.segment import Segment
 from mlxtx.cache.settings import KVSettings, parse_kv
 from mlxtx.errors import MlxtxError
 
-FORMAT = "mlxtx-cache-1"
+FORMAT = "mlxtx-cache-2"
+DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def save_cache(
                 "newest": segment.newest,
                 "origin": segment.origin,
                 "dims": [s.dim for s in (segment.keys, segment.values)],
+                "dtypes": [s.dtype_name for s in (segment.keys, segment.values)],
             }
             arrays |= _arrays(prefix, segment)
     metadata = {
@@ -91,9 +93,8 @@ def _arrays(prefix: str, segment: Segment) -> dict[str, mx.array]:
         rows = [getattr(part, kind) for part in parts]
         if not rows or rows[0] is None:
             continue
-        for index, pieces in enumerate(zip(*map(arrays_of, rows), strict=True)):
-            whole = pieces[0] if len(pieces) == 1 else mx.concatenate(list(pieces), axis=2)
-            found[f"{prefix}.{kind}.{index}"] = whole
+        pieces = [array_of(piece) for piece in rows]
+        found[f"{prefix}.{kind}"] = pieces[0] if len(pieces) == 1 else mx.concatenate(pieces, 2)
     return found
 
 
@@ -160,15 +161,16 @@ def _fill(segment: Segment, facts: dict[str, Any], prefix: str, reader: Any, bat
     if count:
         found: list[Any] = []
         formats = (segment.key_format, segment.value_format)
-        for kind, row_format, dim in zip(("keys", "values"), formats, facts["dims"], strict=True):
-            names = [f"{prefix}.{kind}.{i}" for i in range(1 if row_format.bits is None else 3)]
-            if kind == "values" and names[0] not in reader.tensors:
+        stored = zip(("keys", "values"), formats, facts["dims"], facts["dtypes"], strict=True)
+        for kind, row_format, dim, dtype in stored:
+            name = f"{prefix}.{kind}"
+            if kind == "values" and name not in reader.tensors:
                 found.append(None)
                 continue
-            arrays = tuple(reader.read(name) for name in names)
-            if any(a.ndim != 4 or a.shape[0] != batch or a.shape[2] != count for a in arrays):
-                raise ValueError(f"{prefix}.{kind} has a shape of another cache")
-            found.append(row_format.from_arrays(arrays, dim))
+            array = reader.read(name)
+            if array.ndim != 4 or array.shape[0] != batch or array.shape[2] != count:
+                raise ValueError(f"{name} has a shape of another cache")
+            found.append(row_format.from_array(array, dim, DTYPES[dtype]))
         segment.write(*found)
     segment.newest = facts["newest"]
 

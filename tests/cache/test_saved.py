@@ -75,7 +75,7 @@ def test_foreign_and_damaged_files_are_refused(tmp_path):
         path.write_bytes(whole[:length])
         with pytest.raises(MlxtxError):
             load_cache(path, model, fingerprint=mark)
-    path.write_bytes(whole.replace(b"mlxtx-cache-1", b"mlxtx-cache-7"))
+    path.write_bytes(whole.replace(b"mlxtx-cache-2", b"mlxtx-cache-7"))
     with pytest.raises(MlxtxError, match="not a cache of this version"):
         load_cache(path, model, fingerprint=mark)
     path.write_bytes(
@@ -85,6 +85,22 @@ def test_foreign_and_damaged_files_are_refused(tmp_path):
     )
     with pytest.raises(MlxtxError, match="does not hold what its header says"):
         load_cache(path, model, fingerprint=mark)
+
+
+def test_rows_of_another_width_or_type_are_refused(tmp_path):
+    model = tiny_model()
+    for old, new in (
+        (b"[16, 16]", b"[16, 80]"),
+        (b"float32", b"float16"),
+        (b"float32", b"float99"),
+    ):
+        path = tmp_path / "a"
+        save_cache(path, filled(model, TOKENS, "k8v4g32"), model="m", tokens=[TOKENS])
+        whole = path.read_bytes()
+        assert old in whole
+        path.write_bytes(whole.replace(old, new))
+        with pytest.raises(MlxtxError, match="does not hold what its header says"):
+            load_cache(path, model, fingerprint="m")
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))

@@ -67,8 +67,7 @@ def _in_a_longer_buffer(rows: Any) -> Any:
     if rows is None:
         return None
     if isinstance(rows, QuantizedRows):
-        longer = [_in_a_longer_buffer(x) for x in rows[:3]]
-        return rows._replace(codes=longer[0], scales=longer[1], biases=longer[2])
+        return rows._replace(words=_in_a_longer_buffer(rows.words))
     buffer = mx.pad(rows, [(0, 0), (0, 0), (3, 2), (0, 0)])
     return buffer[:, :, 3:-2]
 
@@ -143,8 +142,8 @@ def check_quantize(case: dict[str, Any], mode: str = "checked") -> Emulator:
     with emulated(mode, seed=2) as emulator:
         found = kv_quantize(rows, **options)
     if dtype == mx.float32 and not case["rotate"]:
-        for ours, theirs in zip(found[:3], kv_quantize_reference(rows, **options)[:3], strict=True):
-            assert (np.array(ours) == np.array(theirs)).all()
+        expected = kv_quantize_reference(rows, **options)
+        assert (np.array(found.words) == np.array(expected.words)).all()
     check_codes(found, to_float64(rows), case["rotate"])
     return emulator
 
