@@ -168,14 +168,14 @@ def count_mlxtx(*, length: int, quantized: bool, norms: bool) -> list[str]:
     cache.body.append(past, past, length + 1)
     cache.rows = length
     norm = HeadNormConfig(norm=NormConfig())
-    sides = [HeadNorm(count, DIM, norm) if norms else None for count in (HEADS, KV_HEADS)]
-    prepare = Prepare(*sides, Rotary(RopeConfig(dims=DIM)))
+    q_norm, k_norm = (HeadNorm(count, DIM, norm) if norms else None for count in (HEADS, KV_HEADS))
+    prepare = Prepare(q_norm=q_norm, k_norm=k_norm, rotary=Rotary(RopeConfig(dims=DIM)))
     step = Step(1, length)
     q, k, v = projections()
     once = prepare.rope_arguments(q, step)
     assert once is not None
     mx.eval(cache.state(), once["inverse_frequencies"], once["offsets"])
-    mx.eval([side.weight for side in sides if side is not None])
+    mx.eval([side.weight for side in (q_norm, k_norm) if side is not None])
     launches = Launches()
     with (
         standing_in(launches),
