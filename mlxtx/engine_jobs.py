@@ -41,7 +41,6 @@ def _load(job: engine.Load, running: Running) -> Done:
             bytes=_memory(),
             context=state["model"].context,
             details={
-                "note": state["note"],
                 "memory_limit": _limit(),
                 "sampling": state["sampling"],
             },
@@ -55,13 +54,11 @@ def _loaded(job: engine.Load, running: Running) -> dict[str, Any]:
     from mlxtx.checkpoint import resolve
     from mlxtx.tuning.adapters import Adapters
 
-    path, note = _resolve(job.model)
     report = _without_loaded(running.report)
-    folder = resolve(path, job.revision, on_event=report)
+    folder = resolve(_source(job.model), job.revision, on_event=report)
     model = mlxtx.load(folder, on_event=report, **job.options)
     return {
         "model": model,
-        "note": note,
         "adapters": Adapters(model.model, model.config),
         "sampling": own_sampling(folder),
     }
@@ -97,16 +94,11 @@ def _switch_adapter(folder: str | None, state: dict[str, Any]) -> None:
     state["adapter"] = folder
 
 
-def _resolve(model: str) -> tuple[Any, str]:
-    """A path or Hub id for ``model``, and a line for the user when that is a makeshift."""
-    from mlxtx.checkpoint.bundled import FOLDER, NAME
+def _source(model: str) -> str | Path:
+    """A path or a Hub id: ``model`` itself, unless it is the name of the model in the package."""
+    from mlxtx.checkpoint.bundled import NAME, bundled_folder
 
-    if model != NAME:
-        return model, ""
-    from mlxtx.default_model import default_model
-
-    path, line = default_model()
-    return path, "" if path == FOLDER else line
+    return bundled_folder() if model == NAME else model
 
 
 def _without_loaded(report: Callable[[Event], None]) -> Callable[[Event], None]:
@@ -248,7 +240,7 @@ def _download(job: engine.Download, running: Running) -> Done:
 def _plan(job: engine.Plan, running: Running) -> Done:
     from mlxtx.diagnostics import plan
 
-    return Done(reason="done", details=dict(plan(_resolve(job.model)[0], **job.options)))
+    return Done(reason="done", details=dict(plan(_source(job.model), **job.options)))
 
 
 def _convert(job: engine.Convert, running: Running) -> Done:
@@ -261,16 +253,15 @@ def _convert(job: engine.Convert, running: Running) -> Done:
 def _train(job: engine.Train, running: Running) -> Done:
     import mlxtx
 
-    model = _resolve(job.model)[0]
     report = _without_loaded(running.report)
-    mlxtx.tune(model, job.data, job.out, on_event=report, **job.options)
+    mlxtx.tune(_source(job.model), job.data, job.out, on_event=report, **job.options)
     return Done(reason="done", details={"path": job.out})
 
 
 def _preview(job: engine.Preview, running: Running) -> Done:
     from mlxtx.tuning.finetune import preview
 
-    shown = preview(_resolve(job.model)[0], job.data, **job.options)
+    shown = preview(_source(job.model), job.data, **job.options)
     return Done(reason="done", details=dict(shown))
 
 

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "model_type": "llama",
     "vocab_size": 1024,
     "hidden_size": 512,
@@ -158,7 +158,6 @@ def measure_mlx_lm(case: dict[str, Any]) -> dict[str, float]:
 
 def measure_second_turn(case: dict[str, Any]) -> dict[str, float]:
     """A long first message, a short answer, and a second message of 32 tokens."""
-    import mlx.core as mx
 
     from mlxtx.events import Prefill
     from mlxtx.generation.loop import token_steps
@@ -186,7 +185,7 @@ def measure_second_turn(case: dict[str, Any]) -> dict[str, float]:
             first = first or time.perf_counter() - start
             session.tokens.append(step.tokens[0])
         seconds.append(first or 0.0)
-        prompt = [*session.tokens, *mx.random.randint(0, SHAPE["vocab_size"], (32,)).tolist()]
+        prompt = [*session.tokens, *_random_tokens(32)]
     return {
         "first turn s": seconds[0],
         "second turn s": seconds[1],
@@ -204,8 +203,14 @@ def _random_model(case: dict[str, Any]) -> tuple[Any, list[int]]:
     model = DecoderModel(family_for(SHAPE).decoder_config(SHAPE))
     model.set_dtype(getattr(mx, case["dtype"]))
     mx.eval(model.parameters())
-    prompt = mx.random.randint(0, SHAPE["vocab_size"], (case["context"],)).tolist()
-    return model, prompt
+    return model, _random_tokens(case["context"])
+
+
+def _random_tokens(count: int) -> list[int]:
+    import mlx.core as mx
+
+    tokens: Any = mx.random.randint(0, SHAPE["vocab_size"], (count,)).tolist()
+    return tokens
 
 
 def now() -> tuple[float, float]:

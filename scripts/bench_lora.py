@@ -382,7 +382,7 @@ def single(bench: Bench, models: dict[str, str], args: argparse.Namespace) -> No
             "steps": 12,
             "learning_rate": 1e-4,
         }
-        ways = {"ours": ("train_ours", {}), "mlx-lm": ("train_peer", {})}
+        ways: dict[str, Any] = {"ours": ("train_ours", {}), "mlx-lm": ("train_peer", {})}
         speed(bench, f"1 of 256 tokens, {name}", spec, args.repeats, ways)
 
 

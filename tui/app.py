@@ -178,7 +178,6 @@ class MlxtxApp(Services):
             self.model.context = event.context
             self.model.memory = event.bytes
             self.model.memory_limit = event.details.get("memory_limit")
-            self.model.note = event.details.get("note", "")
             self.model.sampling = event.details.get("sampling", {})
         elif isinstance(event, Failed) and self.model.state != "dead":
             self.model.state, self.model.problem = "failed", event.message

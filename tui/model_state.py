@@ -18,7 +18,6 @@ class ModelState:
     context: int | None = None
     memory: int = 0
     memory_limit: int | None = None
-    note: str = ""
     # Why there is none, when the state is "failed" or "dead".
     problem: str = ""
     # How its makers would sample; what a person has chosen goes before it.

@@ -70,7 +70,7 @@ def encode_with_kernels(
     given = arguments(q, step)
     if given is None or (keys.group_size, keys.rotate) != (values.group_size, values.rotate):
         return None
-    bits = {"key_bits": keys.bits, "value_bits": values.bits}
+    bits: dict[str, Any] = {"key_bits": keys.bits, "value_bits": values.bits}
     return rope_quantize(q, k, v, group_size=keys.group_size, rotate=keys.rotate, **bits, **given)
 
 

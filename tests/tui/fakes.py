@@ -24,7 +24,7 @@ def loaded(job: Job) -> Play:
         seconds=0.1,
         bytes=3_200_000,
         context=4096,
-        details={"note": "", "memory_limit": 12_000_000_000},
+        details={"memory_limit": 12_000_000_000},
     )
     yield Done(reason="done")
 

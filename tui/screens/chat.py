@@ -140,9 +140,7 @@ class ChatScreen(ChatActions):
     def _empty_lines(self, width: int) -> list[Line]:
         model = self.app.model
         text = f"{model.label} answers on this machine. Nothing you write leaves it."
-        if model.note:
-            text = f"{model.note[0].upper()}{clean(model.note)[1:]}. A real one: press f3."
-        elif model.name == BUNDLED:
+        if model.name == BUNDLED:
             text = _GUIDE
         column = min(60, width)
         lines = [Content.styled("mlxtx", ".empty-title"), Content("")]
