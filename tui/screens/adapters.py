@@ -34,7 +34,8 @@ class AdaptersScreen(ModalScreen[None]):
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog tall"):
             yield Static(Content(f"Adapters for {one_line(self._model.name)}"), classes="question")
-            yield Rows(Column("Adapter"), Column("Made for", 26, drop=1))
+            self.rows = Rows(Column("Adapter"), Column("Made for", 26, drop=1))
+            yield self.rows
             yield Static(
                 Content.assemble(("enter", "$text-primary"), " use   ", ("esc", "$text-primary"),
                                  " back"),
@@ -49,13 +50,13 @@ class AdaptersScreen(ModalScreen[None]):
             style = "" if same else "$foreground 50%"
             cells = (Content.styled(folder.name, style), Content.styled(one_line(base), style))
             rows.append(Row(str(folder), cells))
-        self.query_one(Rows).show(rows)
+        self.rows.show(rows)
 
     def on_rows_chosen(self) -> None:
         self.action_use()
 
     def action_use(self) -> None:
-        row = self.query_one(Rows).chosen
+        row = self.rows.chosen
         if row is not None:
             self.app.load_model(self._model.source, row.key)
             name = Path(row.key).name if row.key else "no adapter"

@@ -58,21 +58,21 @@ class ChatScreen(ChatActions):
         self._counted: dict[str, int] = {}
 
     def compose(self) -> ComposeResult:
-        yield TitleBar()
-        yield Transcript(self._empty_lines)
         completions = Completions()
+        self.title_bar, self.meters = TitleBar(), Meters()
+        self.transcript, self.composer = Transcript(self._empty_lines), Composer(completions)
+        self.waiting = Static(id="waiting")
+        yield self.title_bar
+        yield self.transcript
         # In a wide terminal these stand under the column of text, not across the whole screen.
         with Center(), Vertical(id="bottom"):
             yield completions
-            yield Static(id="waiting")
-            yield Composer(completions)
-            yield Meters()
+            yield self.waiting
+            yield self.composer
+            yield self.meters
             yield Hints("chat", "app", extra=(("enter", "send"),))
 
     def on_mount(self) -> None:
-        self.transcript = self.query_one(Transcript)
-        self.composer = self.query_one(Composer)
-        self.meters = self.query_one(Meters)
         self.open(self.conversation)
         self.set_interval(SAVE_SECONDS, self._save)
 
@@ -115,11 +115,10 @@ class ChatScreen(ChatActions):
         f.status = self._status()
         self.meters.set(f)
         self._show_title()
-        waiting = self.query_one("#waiting", Static)
-        waiting.display = bool(self.queue)
+        self.waiting.display = bool(self.queue)
         if self.queue:
             first = one_line(self.queue[0][0], 60)
-            waiting.update(Content(f"{len(self.queue)} waiting: {first}  (/unqueue drops)"))
+            self.waiting.update(Content(f"{len(self.queue)} waiting: {first}  (/unqueue drops)"))
 
     def _status(self) -> str:
         model = self.app.model
@@ -135,7 +134,7 @@ class ChatScreen(ChatActions):
     def _show_title(self) -> None:
         model = self.app.model
         title = self.conversation.chat.title or "New chat"
-        self.query_one(TitleBar).set(title, model.label)
+        self.title_bar.set(title, model.label)
 
     def _empty_lines(self, width: int) -> list[Line]:
         model = self.app.model

@@ -36,18 +36,18 @@ class ChatsScreen(Screen[None]):
         self._deleted: list[int] = []
 
     def compose(self) -> ComposeResult:
-        yield TitleBar()
-        yield Input(self._words, placeholder="Search all messages", classes="search")
-        yield Rows(Column("", 1), Column("Conversation"), Column(""), Column("Changed", 12))
+        self.search = Input(self._words, placeholder="Search all messages", classes="search")
+        self.rows = Rows(Column("", 1), Column("Conversation"), Column(""), Column("Changed", 12))
+        yield TitleBar("Conversations")
+        yield self.search
+        yield self.rows
         yield Hints("chats")
 
     def on_mount(self) -> None:
-        self.rows = self.query_one(Rows)
-        self.query_one(TitleBar).set("Conversations")
         self._fill()
 
     def _fill(self) -> None:
-        query = self.query_one(Input).value
+        query = self.search.value
         found = self.app.store.search(query)
         empty = "Nothing found." if query.strip() else "No conversations yet. esc goes back."
         self.rows.show([_row(hit) for hit in found], empty)
@@ -60,7 +60,7 @@ class ChatsScreen(Screen[None]):
         self.rows.focus()
 
     def on_key(self, event: events.Key) -> None:
-        if event.key == "down" and self.query_one(Input).has_focus:
+        if event.key == "down" and self.search.has_focus:
             self.rows.focus()
 
     def on_rows_chosen(self, event: Rows.Chosen) -> None:
@@ -76,10 +76,10 @@ class ChatsScreen(Screen[None]):
             self.app.open_chat(chat.id)
 
     def action_search(self) -> None:
-        self.query_one(Input).focus()
+        self.search.focus()
 
     def action_back(self) -> None:
-        if self.query_one(Input).has_focus:
+        if self.search.has_focus:
             self.rows.focus()
         else:
             self.dismiss()

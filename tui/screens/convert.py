@@ -46,14 +46,18 @@ class ConvertScreen(ModalScreen[None]):
             )
             with Horizontal(classes="field"):
                 yield Static("bits", classes="name")
-                yield Choice(*_BITS, id="bits")
+                self.bits = Choice(*_BITS, id="bits")
+                yield self.bits
             with Horizontal(classes="field"):
                 yield Static("recipe", classes="name")
-                yield Choice(*_RECIPES, id="recipe")
+                self.recipe = Choice(*_RECIPES, id="recipe")
+                yield self.recipe
             with Horizontal(classes="field"):
                 yield Static("group size", classes="name")
-                yield Choice("64", "32", "128", id="group")
-            yield Input(str(self.app.converted_folder / name), id="out")
+                self.group = Choice("64", "32", "128", id="group")
+                yield self.group
+            self.out = Input(str(self.app.converted_folder / name), id="out")
+            yield self.out
             yield Static(
                 Content.assemble(("enter", "$text-primary"), " start   ", ("left right",
                                  "$text-primary"), " change   ", ("esc", "$text-primary"), " back"),
@@ -64,7 +68,7 @@ class ConvertScreen(ModalScreen[None]):
         self.action_start()
 
     def action_start(self) -> None:
-        bits, recipe, group = (self.query_one(f"#{n}", Choice).value for n in _FIELDS)
+        bits, recipe, group = self.bits.value, self.recipe.value, self.group.value
         options: dict[str, Any] = {"group_size": int(group)}
         if recipe != _RECIPES[0]:
             options["recipe"], ending = recipe, recipe.replace("_", "-")
@@ -72,7 +76,7 @@ class ConvertScreen(ModalScreen[None]):
             options["bits"], ending = int(bits), f"{bits}bit"
         else:
             options, ending = {"dtype": "bfloat16", "dequantize": True}, "bf16"
-        out = Path(self.query_one("#out", Input).value.strip()).expanduser()
+        out = Path(self.out.value.strip()).expanduser()
         if out == self.app.converted_folder / self._model.name.rsplit("/", 1)[-1]:
             out = out.with_name(f"{out.name}-{ending}")
         if out.exists():
@@ -82,6 +86,3 @@ class ConvertScreen(ModalScreen[None]):
         job = Convert(source=str(self._model.folder), out=str(out), options=options)
         self.app.jobs.start("convert", str(out), job)
         self.dismiss()
-
-
-_FIELDS = ("bits", "recipe", "group")

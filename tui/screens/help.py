@@ -30,17 +30,14 @@ _WRITING = (
 
 class HelpScreen(Screen[None]):
     app: MlxtxApp
+    AUTO_FOCUS = "VerticalScroll"
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q", "app.pop_screen")]
 
     def compose(self) -> ComposeResult:
-        yield TitleBar()
+        yield TitleBar("Keys and commands")
         with VerticalScroll(can_focus=True):
             yield Static(help_text(self.app.settings.keys), classes="help")
         yield Hints(extra=(("esc", "back"), ("up down", "scroll")))
-
-    def on_mount(self) -> None:
-        self.query_one(TitleBar).set("Keys and commands")
-        self.query_one(VerticalScroll).focus()
 
 
 def help_text(chosen: Mapping[str, str]) -> Content:

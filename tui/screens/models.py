@@ -62,15 +62,14 @@ class ModelsScreen(Screen[None]):
         self._searched: tuple[Any, ...] = ()
 
     def compose(self) -> ComposeResult:
-        yield TitleBar()
-        yield Input(self._words, classes="search")
-        yield Rows()
-        yield Static(id="jobs")
-        yield Static(id="detail")
+        # Named, not looked up: a screen that is closed loses its widgets before its last event.
+        self.title_bar, self.rows = TitleBar(), Rows()
+        self.search = Input(self._words, classes="search")
+        self.jobs, self.detail = Static(id="jobs"), Static(id="detail")
+        yield from (self.title_bar, self.search, self.rows, self.jobs, self.detail)
         yield Hints("models")
 
     def on_mount(self) -> None:
-        self.rows = self.query_one(Rows)
         self.app.jobs_listeners.append(self.job_changed)
         self._show()
         self._show_jobs()
@@ -83,9 +82,8 @@ class ModelsScreen(Screen[None]):
 
     def _show(self) -> None:
         where = "on the Hub" if self._on_hub else "on this machine"
-        self.query_one(TitleBar).set(f"Models {where}", self.app.model.label)
-        field = self.query_one(Input)
-        field.placeholder = "Search the Hub" if self._on_hub else "Filter by name"
+        self.title_bar.set(f"Models {where}", self.app.model.label)
+        self.search.placeholder = "Search the Hub" if self._on_hub else "Filter by name"
         self.rows.columns = _HUB if self._on_hub else _HERE
         if self._on_hub:
             self._fill_hub()
@@ -95,7 +93,7 @@ class ModelsScreen(Screen[None]):
             self._fill_here()
 
     def _fill_here(self) -> None:
-        words = self.query_one(Input).value.lower().split()
+        words = self.search.value.lower().split()
         models = [m for m in self._local if all(word in m.name.lower() for word in words)]
         empty = "No model here yet. t looks on the Hub." if not words else "None of that name."
         self.rows.show([self._local_row(model) for model in models], empty)
@@ -145,7 +143,7 @@ class ModelsScreen(Screen[None]):
         return Row(info["id"], (*map(Content, cells), fits))
 
     def _search_hub(self) -> None:
-        query = self.query_one(Input).value.strip()
+        query = self.search.value.strip()
         wanted = (query, self._mlx_only, _SORTS[self._sort])
         if wanted == self._searched:
             return
@@ -170,7 +168,7 @@ class ModelsScreen(Screen[None]):
             self._fill_here()
 
     def _search_later(self) -> None:
-        if self._on_hub and self.is_mounted:
+        if self._on_hub and self.is_current:
             self._search_hub()
 
     def on_input_submitted(self) -> None:
@@ -196,8 +194,7 @@ class ModelsScreen(Screen[None]):
                 self.app.plans[source] = event.details
             elif isinstance(event, Failed):
                 self.app.plans[source] = event.message
-            if self.is_mounted:
-                self._redraw()
+            self._redraw()
 
         self.app.bridge.ask(Plan(model=source), take)
         self._show_detail()
@@ -209,7 +206,7 @@ class ModelsScreen(Screen[None]):
     def _show_detail(self) -> None:
         row = self.rows.chosen
         if row is None:
-            self.query_one("#detail", Static).update("")
+            self.detail.update("")
             return
         model = self._model(row.key)
         where = one_line(str(model.folder)) if model else f"{row.key} on the Hub"
@@ -217,7 +214,7 @@ class ModelsScreen(Screen[None]):
         words = plan_words(plan) if isinstance(plan, dict) else one_line(plan)
         if plan == "…":
             words = "reading its headers…"
-        self.query_one("#detail", Static).update(Content(f"{where}\n{words}"))
+        self.detail.update(Content(f"{where}\n{words}"))
 
     def _model(self, source: str) -> LocalModel | None:
         return next((model for model in self._local if model.source == source), None)
@@ -248,7 +245,7 @@ class ModelsScreen(Screen[None]):
     # Actions
 
     def action_search(self) -> None:
-        self.query_one(Input).focus()
+        self.search.focus()
 
     def action_switch(self) -> None:
         self._on_hub = not self._on_hub
@@ -267,7 +264,7 @@ class ModelsScreen(Screen[None]):
             self._search_hub()
 
     def action_back(self) -> None:
-        if self.query_one(Input).has_focus:
+        if self.search.has_focus:
             self.rows.focus()
         else:
             self.dismiss()
@@ -350,9 +347,8 @@ class ModelsScreen(Screen[None]):
 
     def _show_jobs(self) -> None:
         jobs = [job for job in self.app.jobs.all if job.kind != "train"][-4:]
-        widget = self.query_one("#jobs", Static)
-        widget.display = bool(jobs)
-        widget.update(Content("\n").join(job_line(job) for job in jobs))
+        self.jobs.display = bool(jobs)
+        self.jobs.update(Content("\n").join(job_line(job) for job in jobs))
 
 
 def job_line(job: LongJob) -> Content:

@@ -37,15 +37,22 @@ class SamplingScreen(ModalScreen[None]):
     def compose(self) -> ComposeResult:
         with VerticalScroll(classes="panel", can_focus=False):
             yield Static("System prompt", classes="label")
-            yield TextArea(self._chat.system, compact=True, highlight_cursor_line=False)
+            self.system = TextArea(self._chat.system, compact=True, highlight_cursor_line=False)
+            self.presets = Static(self._presets(), id="presets")
+            self.about = Static(id="about", classes="detail")
+            self.fields = [
+                Input(self._text(name), id=name, compact=True, select_on_focus=False)
+                for name in known_settings(Sampling)
+            ]
+            yield self.system
             yield Static("Presets", classes="label")
-            yield Static(self._presets(), id="presets")
+            yield self.presets
             yield Static("Sampling", classes="label")
-            for name in known_settings(Sampling):
+            for field in self.fields:
                 with Horizontal(classes="field"):
-                    yield Static(name, classes="name")
-                    yield Input(self._text(name), id=name, compact=True, select_on_focus=False)
-            yield Static(id="about", classes="detail")
+                    yield Static(str(field.id), classes="name")
+                    yield field
+            yield self.about
             yield Static(
                 Content.assemble(("esc", "$text-primary"), " close   ", ("ctrl+s", "$text-primary"),
                                  " save as preset"),
@@ -68,13 +75,13 @@ class SamplingScreen(ModalScreen[None]):
 
     def action_preset(self, name: str) -> None:
         self._chat.action_preset(name)
-        self.query_one(TextArea).load_text(self._chat.system)
-        for field in self.query(Input):
+        self.system.load_text(self._chat.system)
+        for field in self.fields:
             field.value = self._text(str(field.id))
 
     def on_descendant_focus(self, event: events.DescendantFocus) -> None:
         known = known_settings(Sampling).get(str(event.widget.id))
-        self.query_one("#about", Static).update(Content(known[1].help if known else ""))
+        self.about.update(Content(known[1].help if known else ""))
 
     @on(Input.Changed)
     def _check(self, event: Input.Changed) -> None:
@@ -87,7 +94,7 @@ class SamplingScreen(ModalScreen[None]):
             return None
 
     def _values(self) -> dict[str, Any]:
-        values = {str(field.id): self._value(field) for field in self.query(Input)}
+        values = {str(field.id): self._value(field) for field in self.fields}
         return {
             name: value
             for name, value in values.items()
@@ -101,7 +108,7 @@ class SamplingScreen(ModalScreen[None]):
     def _apply(self) -> None:
         if values := self._values():
             self._chat.change_sampling(values)
-        system = self.query_one(TextArea).text
+        system = self.system.text
         if system != self._chat.system:
             self._chat.conversation.change_settings(system=system)
 
@@ -110,6 +117,6 @@ class SamplingScreen(ModalScreen[None]):
             if name:
                 self._apply()
                 self.app.save_preset(name, self._chat.system, self._chat.sampling)
-                self.query_one("#presets", Static).update(self._presets())
+                self.presets.update(self._presets())
 
         self.app.push_screen(Ask("Name of the preset"), done)

@@ -32,13 +32,14 @@ class SettingsScreen(Screen[None]):
     ]
 
     def compose(self) -> ComposeResult:
-        yield TitleBar()
-        yield Rows(Column("Setting", 28), Column("Value"))
-        yield Static(id="detail")
+        self.rows = Rows(Column("Setting", 28), Column("Value"))
+        self.detail = Static(id="detail")
+        yield TitleBar("Settings")
+        yield self.rows
+        yield self.detail
         yield Hints(extra=(("enter", "change"), ("del", "default"), ("esc", "back")))
 
     def on_mount(self) -> None:
-        self.query_one(TitleBar).set("Settings")
         self._fill()
 
     def on_rows_highlighted(self, event: Rows.Highlighted) -> None:
@@ -46,7 +47,7 @@ class SettingsScreen(Screen[None]):
             table, name = event.row.key
             words = known_settings(dict(_TABLES)[table])[name][1].help
             path = one_line(str(self.app.settings_path))
-            self.query_one("#detail", Static).update(
+            self.detail.update(
                 Content.assemble((words, "$foreground"), f"\n\nkeys and presets: {path}")
             )
 
@@ -60,13 +61,13 @@ class SettingsScreen(Screen[None]):
                 text = Content.styled(_shown(value), "$foreground 60%" if same else "$text-accent")
                 full = f"{table}.{name}" if table else name
                 rows.append(Row((table, name), (Content(full), text)))
-        self.query_one(Rows).show(rows)
+        self.rows.show(rows)
 
     def on_rows_chosen(self) -> None:
         self.action_change()
 
     def action_change(self) -> None:
-        row = self.query_one(Rows).chosen
+        row = self.rows.chosen
         if row is None:
             return
         table, name = row.key
@@ -89,7 +90,7 @@ class SettingsScreen(Screen[None]):
             self.app.push_screen(Ask(f"{name}: {about.help}", _shown(value)), done)
 
     def action_reset(self) -> None:
-        if row := self.query_one(Rows).chosen:
+        if row := self.rows.chosen:
             table, name = row.key
             cls = dict(_TABLES)[table]
             self._set(table, name, getattr(cls(), name), forget=True)

@@ -46,34 +46,47 @@ class TrainScreen(Screen[None]):
 
     def __init__(self, data: str = "") -> None:
         super().__init__()
-        self._data = data
+        self._given = data
         self._asked = 0
 
     def compose(self) -> ComposeResult:
-        yield TitleBar()
-        with Horizontal(id="setup"):
+        self._make_widgets()
+        yield self.title_bar
+        with self.setup:
             with VerticalScroll(id="form", can_focus=False):
                 yield Static("Data", classes="label")
-                yield Input(self._data, placeholder="a JSONL file, a folder, a dataset", id="data")
+                yield self.data
                 yield Static("Run", classes="label")
-                yield Input("", placeholder="its name", id="name")
-                yield from _field("method", Choice(*_METHODS, id="method"))
-                for name, _, value in _NUMBERS:
-                    yield from _field(name, Input(value, id=name, compact=True))
+                yield self.run_name
+                yield from _field("method", self.method)
+                for name, field in self.numbers.items():
+                    yield from _field(name, field)
                 yield Static("Prompt to try while it trains", classes="label", id="prompt-label")
-                yield Input("", placeholder="none", id="prompt")
+                yield self.prompt
             with VerticalScroll(id="side"):
-                yield Static(_EMPTY, id="preview")
-        with Horizontal(id="run"):
-            yield LossPlot()
+                yield self.preview
+        with self.run_view:
+            yield self.plot
             with VerticalScroll(id="samples", can_focus=True):
-                yield Static(id="said")
-        yield Static(id="figures")
+                yield self.said
+        yield self.figures
         yield Hints("train")
+
+    def _make_widgets(self) -> None:
+        self.title_bar = TitleBar()
+        self.setup, self.run_view = Horizontal(id="setup"), Horizontal(id="run")
+        place = "a JSONL file, a folder, a dataset"
+        self.data = Input(self._given, placeholder=place, id="data")
+        self.run_name = Input("", placeholder="its name", id="name")
+        self.method = Choice(*_METHODS, id="method")
+        self.numbers = {name: Input(value, id=name, compact=True) for name, _, value in _NUMBERS}
+        self.prompt = Input("", placeholder="none", id="prompt")
+        self.preview = Static(_EMPTY, id="preview")
+        self.plot, self.said, self.figures = LossPlot(), Static(id="said"), Static(id="figures")
 
     def on_mount(self) -> None:
         self.app.jobs_listeners.append(self.job_changed)
-        self.query_one("#name", Input).value = self._free_name()
+        self.run_name.value = self._free_name()
         self._show()
 
     def on_unmount(self) -> None:
@@ -98,21 +111,21 @@ class TrainScreen(Screen[None]):
         """The form, or the run when there is one that is not over."""
         job, run = self._job, self.app.training
         watching = job is not None and run is not None and job.state != "failed"
-        self.query_one("#setup").display = not watching
-        self.query_one("#run").display = watching
-        self.query_one(TitleBar).set(
+        self.setup.display = not watching
+        self.run_view.display = watching
+        self.title_bar.set(
             f"Train: {run.out.name}" if watching and run else "Train an adapter",
             self.app.model.label,
         )
         if watching and run is not None and job is not None:
-            self.query_one(LossPlot).show(run.losses, run.validation)
+            self.plot.show(run.losses, run.validation)
             said = [_sample(*sample) for sample in reversed(run.samples)]
             waiting = Content.styled("What the adapter says is shown here.", "$foreground 60%")
-            self.query_one("#said", Static).update(Content("\n\n").join(said) if said else waiting)
-            self.query_one("#figures", Static).update(Content(f"{job.state} · {run.figures()}"))
+            self.said.update(Content("\n\n").join(said) if said else waiting)
+            self.figures.update(Content(f"{job.state} · {run.figures()}"))
         else:
             text = one_line(job.message) if job is not None and job.state == "failed" else ""
-            self.query_one("#figures", Static).update(Content.styled(text, "$text-error"))
+            self.figures.update(Content.styled(text, "$text-error"))
 
     def job_changed(self, job: LongJob) -> None:
         if job.kind == "train":
@@ -122,9 +135,9 @@ class TrainScreen(Screen[None]):
 
     def _options(self) -> dict[str, Any] | None:
         """What the fields say; None, with a word to the reader, when one of them is wrong."""
-        options: dict[str, Any] = {"method": self.query_one("#method", Choice).value}
+        options: dict[str, Any] = {"method": self.method.value}
         for name, kind, _ in _NUMBERS:
-            field = self.query_one(f"#{name}", Input)
+            field = self.numbers[name]
             try:
                 options[name] = kind(field.value)
                 field.remove_class("-wrong")
@@ -137,10 +150,10 @@ class TrainScreen(Screen[None]):
         return options
 
     def _data_path(self) -> str | None:
-        text = self.query_one("#data", Input).value.strip()
+        text = self.data.value.strip()
         if not text:
             self.app.tell("Name the data first: a JSONL file, or a folder with them.", "warning")
-            self.query_one("#data", Input).focus()
+            self.data.focus()
             return None
         path = Path(text).expanduser()
         return str(path) if path.exists() else text
@@ -149,13 +162,13 @@ class TrainScreen(Screen[None]):
         data, options = self._data_path(), self._options()
         if data is None or options is None:
             return
-        self.query_one("#preview", Static).update("Reading the data…")
+        self.preview.update("Reading the data…")
         self.app.bridge.forget(self._asked)
         job = Preview(model=self.app.model.name, data=data, options=options)
         self._asked = self.app.bridge.ask(job, self._take_preview)
 
     def _take_preview(self, event: Event) -> None:
-        widget = self.query_one("#preview", Static)
+        widget = self.preview
         if isinstance(event, Failed):
             widget.update(Content.styled(clean(event.message), "$text-error"))
         elif isinstance(event, Done):
@@ -169,7 +182,7 @@ class TrainScreen(Screen[None]):
             self.app.jobs.pause(job)
             return
         data, options = self._data_path(), self._options()
-        name = self.query_one("#name", Input).value.strip()
+        name = self.run_name.value.strip()
         if data is None or options is None:
             return
         if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
@@ -181,7 +194,7 @@ class TrainScreen(Screen[None]):
             options["resume"] = True
             self.app.tell(f"{name} was begun before and goes on.")
         options["validate_every"] = max(1, options["iters"] // 10)
-        prompt = self.query_one("#prompt", Input).value.strip()
+        prompt = self.prompt.value.strip()
         if prompt:
             options |= {"sample_prompt": prompt, "sample_every": options["validate_every"]}
         options["report_every"] = max(1, min(10, options["iters"] // 50))
@@ -202,10 +215,10 @@ class TrainScreen(Screen[None]):
 
     def action_back(self) -> None:
         job = self._job
-        if job is not None and not job.open and self.query_one("#run").display:
+        if job is not None and not job.open and self.run_view.display:
             # The run is over: back to the form for the next one.
             self.app.jobs.all.remove(job)
-            self.query_one("#name", Input).value = self._free_name()
+            self.run_name.value = self._free_name()
             self._show()
         else:
             self.dismiss()

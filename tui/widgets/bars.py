@@ -47,6 +47,11 @@ class Bar(Widget):
 class TitleBar(Bar):
     """Where you are, left, and which model answers, right."""
 
+    def __init__(self, title: str = "") -> None:
+        super().__init__()
+        if title:
+            self.set(title)
+
     def set(self, title: str, model: str = "") -> None:
         left = Content.assemble(
             ("mlxtx", "$text-primary bold"), "  ", (one_line(title, 120), "$foreground")
