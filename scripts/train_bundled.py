@@ -58,15 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="go on from the newest state of RUN, which may still be going, with a learning rate "
         "that falls linearly to nothing in --steps",
     )
-    parser.add_argument(
-        "--draw",
-        choices=("conversation", "mixed", "single", "facts"),
-        default="conversation",
-        help="whole chats, chats among single questions, single questions, or facts alone",
-    )
     parser.add_argument("--constant", action="store_true", help="keep the learning rate")
     parser.add_argument(
-        "--first-weight", type=float, default=6.0, help="of an answer's first tokens"
+        "--choice-weight", type=float, default=5.0, help="of the tokens that choose an answer"
     )
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     parser.add_argument("--evaluate", action="store_true", help="only judge what --out holds")
@@ -90,19 +84,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def prepare(args: argparse.Namespace) -> None:
     """The conversations and the vocabulary, unless the folder has them."""
-    from training.bundled.conversations import (
-        DRAWS,
-        held_out,
-        training_set,
-        write_jsonl,
-    )
+    from training.bundled.conversations import held_out, training_set, write_jsonl
     from training.bundled.vocabulary import train_vocabulary, write_tokenizer
 
     data = args.out / "data"
     if (args.out / "model" / "tokenizer.model").is_file() and (data / "train.jsonl").is_file():
         return
     data.mkdir(parents=True, exist_ok=True)
-    rows = list(training_set(args.conversations, args.seed, DRAWS[args.draw]))
+    rows = list(training_set(args.conversations, args.seed))
     write_jsonl(rows, data / "train.jsonl")
     write_jsonl(list(training_set(300, args.seed + 1)), data / "valid.jsonl")
     write_jsonl(held_out(), data / "held_out.jsonl")
@@ -129,9 +118,10 @@ def train(args: argparse.Namespace) -> None:
             length=ROW_LENGTH,
             context=CONFIG["max_position_embeddings"],
             seed=args.seed,
+            choice_weight=args.choice_weight,
         )
     used = (rows.segments > 0).mean()
-    scored = rows.in_loss.sum()
+    scored = (rows.weights > 0).sum()
     model = initial_model(family_for(CONFIG).decoder_config(dict(CONFIG)), args.seed)
     print(
         f"{parameter_count(model):,} parameters; {len(rows)} rows, {used:.1%} full, "
@@ -154,7 +144,6 @@ def train(args: argparse.Namespace) -> None:
     trainer = FixedRowTrainer(
         model, rows, settings, args.out, write=lambda folder: save(model, folder), on_event=tell
     )
-    trainer.first_weight = args.first_weight
     if args.resume:
         trainer.resume()
     elif args.finish:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.bundled import frames, games, unknown
+from training.bundled import contexts, facts, frames, games, unknown
 from training.bundled.conversations import _plain, ask, held_out, training_set
 from training.bundled.facts import Item, all_items, words_of
 from training.bundled.grammar import choose, every, typo
@@ -47,6 +48,30 @@ def test_no_frame_is_both_trained_and_held_out():
         assert not both
 
 
+def test_no_held_out_frame_lends_training_a_part():
+    """Three words in a row, such as "the purpose of", may stand in any two questions; not four."""
+    held = {run for _, frames_held in PAIRS for frame in frames_held for run in runs(frame)}
+    lists = [getattr(contexts, name) for name in dir(contexts) if name.isupper()]
+    trained = [text for texts in lists if isinstance(texts, list) for text in texts]
+    trained += [text for texts, _ in PAIRS for text in texts]
+    assert not held & {run for text in trained for full in every(text) for run in runs(full)}
+
+
+def test_no_held_out_wish_lends_training_a_part(items):
+    more = facts.words_file("wishes")
+    added = more["asks"] | more["wishes"]
+    for item in items:
+        held = {run for q, novelty in item.held if novelty == "words" for run in runs(q)}
+        texts = added.get(item.id.split(".")[-1], [])
+        assert not held & {run for text in texts for full in every(text) for run in runs(full)}
+
+
+def runs(text: str, size: int = 4) -> set[tuple[str, ...]]:
+    """So many words in a row, leaving out what is filled in."""
+    words = re.findall(r"[^\s,;.?]+", re.sub(r"{\w}", "", text.lower()))
+    return {tuple(words[n : n + size]) for n in range(len(words) - size + 1)}
+
+
 def test_lists_of_held_out_things_are_apart():
     for name in ("things", "places", "people"):
         assert not set(words_of(name)) & set(words_of("held_" + name))
@@ -71,9 +96,9 @@ def test_one_wording_never_asks_for_two_facts(items):
     """Two facts with one question would teach the model to guess."""
     owners: dict[str, str] = {}
     for item in items:
-        for chosen_frames, fills in item.asks:
-            for fill in fills:
-                for frame in {f for text in chosen_frames for f in every(text)}:
+        for way in item.asks:
+            for fill in way.fills:
+                for frame in {f for text in (*way.frames, *way.bare) for f in every(text)}:
                     question = frame.format(**fill).lower()
                     assert owners.setdefault(question, item.id) == item.id, question
 
@@ -137,8 +162,9 @@ def test_loops_are_seen():
 
 @given(st.integers(0, 99), st.integers(0, 99), st.sampled_from("+-*"))
 def test_sums_are_right(a, b, sign):
-    left, result = games.sum_answer(a, sign, b).rstrip(".").split(" = ")
-    assert eval(left) == int(result)
+    *steps, result = games.sum_answer(a, sign, b).rstrip(".").split(" = ")
+    assert steps[0] == f"{a} {sign} {b}"
+    assert {eval(step) for step in steps} == {int(result)}
 
 
 @given(st.text("abcdefgh", min_size=1, max_size=8))

@@ -19,7 +19,7 @@ from mlxtx.tuning.trainer import Training
 from training.bundled.conversations import training_set
 from training.bundled.fixed_row_trainer import FixedRowTrainer
 from training.bundled.rows import lay_rows, tokens_of
-from training.bundled.vocabulary import train_vocabulary, write_tokenizer
+from training.bundled.vocabulary import END, train_vocabulary, write_tokenizer
 
 CONFIG = {
     "model_type": "qwen3",
@@ -74,14 +74,15 @@ def test_only_answers_count_in_the_loss(tokenizer, conversations):
 
 
 def test_rows_hold_every_sample_once(tokenizer, conversations):
-    rows = lay_rows(conversations, tokenizer, length=128, context=256, seed=0)
+    whole = [{**row, "cut": False} for row in conversations]
+    rows = lay_rows(whole, tokenizer, length=128, context=256, seed=0)
     found = []
-    for tokens, marks, segments in zip(rows.tokens, rows.in_loss, rows.segments, strict=True):
+    for tokens, marks, segments in zip(rows.tokens, rows.weights > 0, rows.segments, strict=True):
         for segment in range(1, segments.max() + 1):
             inside = segments == segment
             found.append((tuple(tokens[inside]), tuple(marks[inside])))
     wanted = []
-    for row in conversations:
+    for row in whole:
         tokens, marks, _ = tokens_of(row["messages"], tokenizer)
         if len(tokens) <= 129:
             wanted.append((tuple(tokens), tuple(marks)))
@@ -119,7 +120,7 @@ def test_a_compiled_step_is_the_plain_step(tokenizer, conversations, tmp_path):
         for segment in range(1, rows.segments[n].max() + 1):
             inside = rows.segments[n] == segment
             assert (np.diff(rows.positions[n][inside]) == 1).all()  # single turns never jump
-            samples.append(sample(rows.tokens[n][inside], rows.in_loss[n][inside]))
+            samples.append(sample(rows.tokens[n][inside], rows.weights[n][inside] > 0))
     wanted, gradients = loss_and_gradients(plain, make_batch(samples), settings.objective())
     assert loss.count == wanted.count
     assert loss.total == pytest.approx(wanted.total, rel=1e-5)
@@ -151,15 +152,39 @@ def test_a_resumed_run_has_the_same_losses(tokenizer, conversations, tmp_path):
     assert begun + [second._train_step()[0].total for _ in range(2)] == losses
 
 
-def test_first_tokens_of_answers_weigh_more(tokenizer, conversations, tmp_path):
-    rows = lay_rows(conversations, tokenizer, length=128, context=256, seed=0)
-    config = family_for(CONFIG).decoder_config(dict(CONFIG))
-    model = initial_model(config, 0)
-    settings = Training(iters=1, batch_size=4)
-    trainer = FixedRowTrainer(model, rows, settings, tmp_path, write=lambda folder: None)
-    trainer.first_weight = 6.0
-    scored = np.array([[0, 1, 1, 1, 1, 0, 1, 1, 0, 0]], bool)
-    assert trainer._weights(scored)[scored].tolist() == [6, 6, 6, 1, 6, 6]
+def test_tokens_that_choose_an_answer_weigh_more(tokenizer):
+    """Two answers that part at their second word, asked often."""
+    said = ["The cache keeps keys.", "The norm keeps keys."]
+    rows = [
+        {"messages": [{"role": "user", "content": str(n)}, {"role": "assistant", "content": said[n % 2]}]}
+        for n in range(20)
+    ]  # fmt: skip
+    laid = lay_rows(rows, tokenizer, length=128, context=256, seed=0, choice_weight=6.0)
+    first = laid.segments[0] == 1
+    weights, tokens = laid.weights[0][first], laid.tokens[0][first]
+    said_tokens, said_weights = tokens[weights > 0].tolist(), weights[weights > 0].tolist()
+    both = [tokenizer.encode(text + END, add_special=False) for text in said]
+    assert said_tokens in both
+    same = sum(a == b for a, b in zip(*both, strict=False) if a == b)
+    assert same and said_weights.count(6.0) == 1
+    place = said_weights.index(6.0)
+    assert both[0][:place] == both[1][:place] and both[0][place] != both[1][place]
+
+
+def test_a_cut_answer_is_still_the_only_one(tokenizer, conversations):
+    """What is left of a cut answer begins no other answer of the data."""
+    cut = [row for row in conversations if row["cut"] and len(row["messages"]) == 2]
+    whole = {row["messages"][-1]["content"] for row in conversations}
+    laid = lay_rows(conversations, tokenizer, length=128, context=256, seed=0, choice_weight=6.0)
+    begun = set()
+    for tokens, weights, segments in zip(laid.tokens, laid.weights, laid.segments, strict=True):
+        for segment in range(1, segments.max() + 1):
+            here = (segments == segment) & (weights > 0)
+            begun.add(tokenizer.decode(tokens[here].tolist(), skip_special=False))
+    shortened = [text for text in begun if "<|end|>" not in text]
+    assert len(cut) > 20 and shortened
+    for text in shortened:
+        assert sum(answer.startswith(text) for answer in whole) == 1, text
 
 
 def test_the_packed_checkpoint_is_the_rounded_model(tokenizer, tmp_path):

@@ -10,15 +10,16 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
-from training.bundled import frames, games, unknown
-from training.bundled.facts import Item, all_items, words_of
+from training.bundled import contexts, frames, games, unknown
+from training.bundled.facts import Item, Way, all_items, words_of
 from training.bundled.grammar import cased, choose, typo
 from training.bundled.styles import NEUTRAL, STYLES, Style
 
 Message = dict[str, str]
-WEIGHTS = {"concept": 4, "why": 3, "task": 6, "key": 6, "command": 4, "pair": 4, "talk": 5}
+WEIGHTS = {"concept": 4, "why": 3, "task": 6, "key": 6, "command": 3, "pair": 3, "talk": 5}
 NAME_TOLD = ["my name is {n}", "i am {n}", "i'm {n}", "call me {n}", "hello, i am {n}", "hi, my name is {n}", "you can call me {n}", "the name is {n}"]  # fmt: skip
 NAME_ASK = ["what is my name", "what's my name", "do you (know|remember) my name", "who am i", "tell me my name", "say my name", "what did i say my name was", "how am i called"]  # fmt: skip
 NAME_HELD = ["which name did i give you", "you still know my name, right"]
@@ -36,19 +37,69 @@ def deck(rng: random.Random) -> Iterator[Item]:
 
 def ask(item: Item, rng: random.Random) -> str:
     """A question for ``item`` in one of its trained wordings."""
-    options = item.asks if len(item.asks) == 1 or rng.random() < 0.7 else item.asks[1:]
-    chosen_frames, fills = options[0]
-    frame, fill = choose(rng.choice(chosen_frames), rng), rng.choice(fills)
-    if rng.random() < 0.3:
-        frame = noisy(frame, rng)
-    if "g" in fill and rng.random() < 0.15:
-        fill = {"g": noisy(fill["g"], rng)}
-    question = frame.format(**fill)
-    if item.kind != "talk" or rng.random() < 0.3:
+    way = item.asks[0] if len(item.asks) == 1 or rng.random() < 0.7 else item.asks[1]
+    fill = dict(rng.choice(way.fills))
+    if "g" in fill:
+        draw = rng.random()
+        if draw < 0.35:
+            fill["g"] = reworded(fill["g"], rng)
+        elif draw < 0.45:
+            fill["g"] = noisy(fill["g"], rng)
+    return _typed(around(asked(way, fill, rng), rng, item.kind == "talk"), rng)
+
+
+def asked(way: Way, fill: dict[str, str], rng: random.Random) -> str:
+    """The question itself: a frame, a mention with a request, or bare words."""
+    draw = rng.random() if way.mentions else 0.0
+    if draw < 0.55:
+        frame = choose(rng.choice(way.frames), rng)
+        if rng.random() < 0.35:
+            frame = noisy(frame, rng)
+    elif draw < 0.9:
+        parts = [choose(rng.choice(way.mentions), rng), choose(rng.choice(way.requests), rng)]
+        if rng.random() < 0.25:
+            parts.reverse()
+        frame = rng.choice(contexts.JOINTS).join(parts)
+        if rng.random() < 0.15:
+            frame = noisy(frame, rng)
+    else:
+        frame = choose(rng.choice(way.bare), rng)
+    return frame.format(**fill)
+
+
+def around(question: str, rng: random.Random, talk: bool = False) -> str:
+    """With a remark before it, behind it, or none."""
+    if rng.random() < (0.15 if talk else 0.3):
         question = rng.choice(frames.OPENERS) + question
-    if item.kind != "talk" and rng.random() < 0.5:
+    if talk:
+        return question
+    draw = rng.random()
+    if draw < 0.2:
+        question = choose(rng.choice(contexts.BEFORE), rng) + rng.choice(contexts.JOINTS) + question
+    elif draw < 0.4:
+        question += rng.choice(contexts.JOINTS) + choose(rng.choice(contexts.AFTER), rng)
+    elif draw < 0.5:
         question += rng.choice(frames.CLOSERS)
-    return _typed(question, rng)
+    return question
+
+
+@cache
+def _synonyms() -> dict[str, list[str]]:
+    table: dict[str, list[str]] = {}
+    for line in contexts.SYNONYMS.strip().splitlines():
+        for word in line.split():
+            table.setdefault(word, []).extend(other for other in line.split() if other != word)
+    return table
+
+
+def reworded(text: str, rng: random.Random) -> str:
+    """``text`` with some words replaced by others that may stand for them."""
+    table = _synonyms()
+    words = [
+        rng.choice(table[word]) if word in table and rng.random() < 0.5 else word
+        for word in text.split()
+    ]
+    return " ".join(words)
 
 
 def noisy(text: str, rng: random.Random) -> str:
@@ -72,7 +123,7 @@ def noisy(text: str, rng: random.Random) -> str:
 
 
 def _typed(question: str, rng: random.Random) -> str:
-    if rng.random() < 0.06:
+    if rng.random() < 0.1:
         question = typo(question, rng)
     return cased(question, rng)
 
@@ -105,7 +156,7 @@ class Chat:
     def fact(self) -> None:
         item = next(self.facts)
         question = ask(item, self.rng)
-        if self.last and item.kind in ("concept", "command") and self.rng.random() < 0.35:
+        if self.last and item.kind in ("concept", "command") and self.rng.random() < 0.5:
             follow = choose(self.rng.choice(frames.FOLLOW), self.rng)
             question = _typed(follow.format(x=self.rng.choice(item.names)), self.rng)
         self.say(question, self.about(item))
@@ -148,12 +199,12 @@ class Chat:
 
     def sum(self) -> None:
         question, answer, _ = games.draw_sum(self.rng)
-        self.say(_typed(question, self.rng) if "+" not in question else question, answer)
+        self.say(cased(around(question, self.rng, talk=self.rng.random() < 0.6), self.rng), answer)
         self.last = None
 
     def letters(self) -> None:
         question, answer, _ = games.draw_letters(self.rng)
-        self.say(cased(question, self.rng), answer)
+        self.say(cased(around(question, self.rng, talk=self.rng.random() < 0.6), self.rng), answer)
         self.last = None
 
     def tell_name(self) -> None:
@@ -180,62 +231,51 @@ class Chat:
         self.last = None
 
 
-PLAIN_TURNS = {"fact": 70, "follow": 12, "unknown": 10, "sum": 12, "letters": 8, "ask_name": 0.5, "recall": 0.5}  # fmt: skip
-STYLED_TURNS = {"fact": 80, "unknown": 12, "follow": 8}
+PLAIN_TURNS = {"fact": 50, "follow": 36, "unknown": 5, "sum": 4, "letters": 4, "ask_name": 0.5, "recall": 0.5}  # fmt: skip
+STYLED_TURNS = {"fact": 82, "unknown": 10, "follow": 8}
+SINGLE_TURNS = {"fact": 82, "unknown": 18}
+# kinds of conversations and their shares
+KINDS = {"single": 58, "sum": 13, "letters": 9, "styled": 8, "names": 2, "several": 10}
+CUT = 0.8  # of single questions, and half of those with a style: see rows.py
 
 
 def conversation(rng: random.Random, facts: Iterator[Item]) -> dict[str, Any]:
-    """One conversation as ``{"messages": [...]}``."""
+    """One conversation as ``{"messages": [...], "cut": ...}``; ``cut`` says that the answer need
+    not be learned to its end."""
     chat = Chat(rng, facts)
-    kind = rng.random()
-    turns = rng.choices((1, 2, 3, 4, 7), (40, 32, 18, 7, 3))[0]
-    if kind < 0.16:
+    kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
+    cut = False
+    if kind in ("single", "sum", "letters"):
+        if rng.random() < 0.1:
+            chat.messages.append({"role": "system", "content": rng.choice(NEUTRAL)})
+        _turns(chat, SINGLE_TURNS if kind == "single" else {kind: 1}, 1)
+        cut = kind == "single" and rng.random() < CUT
+    elif kind == "styled":
         chat.style = STYLES[rng.choice(list(STYLES))]
-        chat.messages.append({"role": "system", "content": rng.choice(chat.style.prompts)})
-        _turns(chat, STYLED_TURNS, min(turns, 3))
-    elif kind < 0.23:
+        chat.messages.append({"role": "system", "content": system_prompt(chat.style, rng)})
+        turns = rng.choice((1, 1, 1, 2))
+        _turns(chat, STYLED_TURNS, turns)
+        cut = turns == 1 and rng.random() < CUT / 2
+    elif kind == "names":
         pairs = [(chat.tell_name, chat.ask_name)] * 3 + [(chat.tell_color, chat.ask_color)]
         tell, ask_back = rng.choice(pairs)
         tell()
-        _turns(chat, PLAIN_TURNS, rng.choice((0, 0, 1, 1, 2)))
+        _turns(chat, PLAIN_TURNS, rng.choice((0, 0, 0, 1)))
         ask_back()
     else:
-        if kind < 0.30:
-            chat.messages.append({"role": "system", "content": rng.choice(NEUTRAL)})
-        _turns(chat, PLAIN_TURNS, turns)
-    return {"messages": chat.messages}
+        chat.fact()
+        _turns(chat, {"follow": 70, **PLAIN_TURNS}, rng.choices((1, 2, 3), (70, 22, 8))[0])
+    return {"messages": chat.messages, "cut": cut}
 
 
-def single(rng: random.Random, facts: Iterator[Item]) -> dict[str, Any]:
-    """One question with its answer: what is learned first, before chats of several turns."""
-    chat = Chat(rng, facts)
-    _turns(chat, {"fact": 86, "unknown": 8, "sum": 4, "letters": 2}, 1)
-    return {"messages": chat.messages}
-
-
-def mixed(rng: random.Random, facts: Iterator[Item]) -> dict[str, Any]:
-    """More single questions than chats, so that facts are learned first with little time."""
-    return (single if rng.random() < 0.65 else conversation)(rng, facts)
-
-
-def facts_only(rng: random.Random, facts: Iterator[Item]) -> dict[str, Any]:
-    """Facts and unknown questions without sums and letter games, some in chats and styles."""
-    chat = Chat(rng, facts)
-    kind = rng.random()
-    if kind < 0.08:
-        chat.style = STYLES[rng.choice(list(STYLES))]
-        chat.messages.append({"role": "system", "content": rng.choice(chat.style.prompts)})
-    turns = 1 if kind < 0.65 else rng.choice((2, 2, 3))
-    _turns(chat, {"fact": 84, "follow": 4, "unknown": 12}, turns)
-    return {"messages": chat.messages}
-
-
-DRAWS = {
-    "conversation": conversation,
-    "single": single,
-    "mixed": mixed,
-    "facts": facts_only,
-}
+def system_prompt(style: Style, rng: random.Random) -> str:
+    """A wording of the style's system prompt, sometimes among other remarks."""
+    prompt = rng.choice(style.prompts)
+    if rng.random() < 0.3:
+        prompt = rng.choice(NEUTRAL) + " " + prompt
+    if rng.random() < 0.5:
+        prompt = noisy(prompt, rng)
+    return prompt
 
 
 def _turns(chat: Chat, weights: dict[str, float], count: int) -> None:
@@ -243,16 +283,14 @@ def _turns(chat: Chat, weights: dict[str, float], count: int) -> None:
         getattr(chat, kind)()
 
 
-def training_set(
-    count: int, seed: int, draw: Callable[..., dict[str, Any]] = conversation
-) -> Iterator[dict[str, Any]]:
+def training_set(count: int, seed: int) -> Iterator[dict[str, Any]]:
     """``count`` conversations of ``seed``; no question of the held-out set is among them."""
     rng = random.Random(seed)
     facts = deck(rng)
     forbidden = {_plain(row["messages"][-1]["content"]) for row in held_out(seed=0)}
     made = 0
     while made < count:
-        row = draw(rng, facts)
+        row = conversation(rng, facts)
         if all(_plain(m["content"]) not in forbidden for m in row["messages"] if m["role"] == "user"):  # fmt: skip
             made += 1
             yield row

@@ -19,26 +19,24 @@ from mlxtx.tuning.trainer import Trainer
 from training.bundled.rows import FixedRows
 
 PLACES = 256
-FIRST_TOKENS = 3
 
 
 class FixedRowTrainer(Trainer):
     """Trains on ``FixedRows``. One step is ``batch_size`` rows."""
 
     samples: FixedRows
-    first_weight: float = 1.0
     _compiled: Any = None
 
     def _rows(self, picked: list[int]) -> dict[str, mx.array]:
         rows = self.samples
         tokens, segments = rows.tokens[picked], rows.segments[picked]
-        scored = rows.in_loss[picked][:, 1:] & (segments[:, 1:] == segments[:, :-1])
-        places = np.flatnonzero(scored)
+        counts = rows.weights[picked][:, 1:] * (segments[:, 1:] == segments[:, :-1])
+        places = np.flatnonzero(counts)
         # as many as a multiple of 256, so that few shapes are traced; the filling counts nothing
         filled = np.zeros(-(-len(places) // PLACES) * PLACES, np.int32)
         filled[: len(places)] = places
         weights = np.zeros(len(filled), np.float32)
-        weights[: len(places)] = self._weights(scored).reshape(-1)[places]
+        weights[: len(places)] = counts.reshape(-1)[places]
         return {
             "tokens": mx.array(tokens[:, :-1]),  # [B, T]
             "segments": mx.array(segments[:, :-1]),
@@ -47,15 +45,6 @@ class FixedRowTrainer(Trainer):
             "targets": mx.array(tokens[:, 1:].reshape(-1)[filled]),  # [P]
             "weights": mx.array(weights),  # [P]
         }
-
-    def _weights(self, scored: np.ndarray) -> np.ndarray:
-        """More for the first tokens of an answer, which choose it, than for those that follow from
-        them: an answer of thirty tokens has one that shows whether the question was understood."""
-        weights = np.ones(scored.shape, np.float32)
-        starts = scored & ~np.pad(scored, ((0, 0), (1, 0)))[:, :-1]
-        for place in range(FIRST_TOKENS):
-            weights[np.pad(starts, ((0, 0), (place, 0)))[:, : scored.shape[1]]] = self.first_weight
-        return weights
 
     def _step(self, weights, state, rate, batch):
         """New weights and optimizer state, the summed loss, and the norm of the gradients."""

@@ -12,16 +12,21 @@ SUM_ASKS = {
         "what is {a} + {b}", "{a} + {b}", "{a} + {b} =", "{a}+{b}", "{a} plus {b}", "what is {a} plus {b}",
         "add {a} and {b}", "(compute|calculate) {a} + {b}", "how much is {a} (+|plus|and) {b}",
         "the sum of {a} and {b}", "what do {a} and {b} make", "(can you|please) add {a} (and|to) {b}",
+        "i had {a} and found {b}, how many now", "{a} and {b} together", "what do i get if i add {b} to {a}", "{a} apples and {b} apples are how many apples",
+        "put {a} and {b} together", "{a} increased by {b}", "sum {a} {b}", "tell me {a} + {b}", "i need {a} + {b}", "there are {a} here and {b} there, how many in all", "solve {a} + {b}",
     ],
     "-": [
         "what is {a} - {b}", "{a} - {b}", "{a} - {b} =", "{a}-{b}", "{a} minus {b}", "what is {a} minus {b}",
         "(compute|calculate) {a} - {b}", "how much is {a} (-|minus) {b}", "subtract {b} from {a}",
         "take {b} away from {a}", "(can you|please) subtract {b} from {a}",
+        "i had {a} and lost {b}, how many now", "{a} less {b}", "what do i get if i take {b} from {a}", "of {a} apples {b} are eaten, how many are there now",
+        "{a} decreased by {b}", "the difference of {a} and {b}", "tell me {a} - {b}", "i need {a} - {b}", "there were {a} and {b} went away, how many stay", "solve {a} - {b}",
     ],
     "*": [
         "what is {a} * {b}", "{a} * {b}", "{a} x {b}", "{a} times {b}", "what is {a} times {b}",
         "multiply {a} (by|with|and) {b}", "(compute|calculate) {a} * {b}", "how much is {a} (times|x|*) {b}",
-        "the product of {a} and {b}",
+        "the product of {a} and {b}", "tell me {a} * {b}", "i need {a} * {b}", "solve {a} * {b}", "{a} bags with {b} apples each, how many apples", "{b} taken {a} times",
+        "what do i get if i multiply {a} by {b}", "{a} boxes of {b} are how many",
     ],
 }  # fmt: skip
 SUM_HELD = {
@@ -33,23 +38,28 @@ LETTER_ASKS = {
     "spell": [
         "spell {w}", "how do you spell {w}", "(can|could) you spell {w}", "spell the word {w}", "please spell {w}",
         "how is {w} (spelled|written)", "what are the letters of {w}", "(say|give me|list) the letters of {w}",
+        "spell {w} for me", "letter by letter {w}", "spelling of {w}", "i cannot spell {w}", "which letters are in {w}", "spell out {w}", "{w} letter by letter",
     ],
     "reverse": [
         "reverse {w}", "reverse the word {w}", "(what is|say|write|spell) {w} backwards", "(can|could) you reverse {w}",
         "turn {w} around", "{w} in reverse", "{w} backwards", "what is the reverse of {w}",
+        "reverse {w} for me", "flip {w}", "mirror the word {w}", "write {w} from right to left", "{w} the other way round", "say the letters of {w} in reverse",
     ],
     "count": [
         "how many letters (are|does) (in |has |)(the word |){w}( have|)", "count the letters (of|in) {w}",
         "how long is (the word |){w}", "number of letters in {w}", "how many letters are there in {w}",
-        "(can|could) you count the letters (of|in) {w}",
+        "(can|could) you count the letters (of|in) {w}", "letters in {w}", "how many letters has {w}", "tell me how long {w} is", "the length of {w}", "count {w}",
+        "how many characters (are in|has) {w}", "how many letters do i need for {w}",
     ],
     "first": [
         "(what is|tell me|name) the first letter of {w}", "first letter of {w}", "which letter does {w} start with",
         "what letter does {w} (begin|start) with", "with which letter does {w} (begin|start)",
+        "{w} starts with", "which letter comes first in {w}", "the first letter in {w}", "initial of {w}", "how does {w} begin", "letter one of {w}",
     ],
     "last": [
         "(what is|tell me|name) the last letter of {w}", "last letter of {w}", "which letter does {w} end with",
         "what letter does {w} end with", "with which letter does {w} end",
+        "{w} ends with", "which letter comes last in {w}", "the last letter in {w}", "final letter of {w}", "how does {w} end", "ending letter of {w}",
     ],
 }  # fmt: skip
 LETTER_HELD = {
@@ -62,8 +72,14 @@ LETTER_HELD = {
 
 
 def sum_answer(a: int, sign: str, b: int) -> str:
+    """With the step in between that makes two digits easy: tens and ones, or the tens first."""
     result = {"+": a + b, "-": a - b, "*": a * b}[sign]
-    return f"{a} {sign} {b} = {result}."
+    steps = [f"{a} {sign} {b}"]
+    if sign == "+" and max(a, b) > 9:
+        steps.append(f"{a // 10 * 10 + b // 10 * 10} + {a % 10 + b % 10}")
+    elif sign == "-" and b > 9:
+        steps.append(f"{a - b // 10 * 10} - {b % 10}")
+    return " = ".join([*steps, f"{result}."])
 
 
 def draw_sum(rng: random.Random, held: bool = False) -> tuple[str, str, str]:
@@ -82,7 +98,7 @@ def draw_sum(rng: random.Random, held: bool = False) -> tuple[str, str, str]:
     asks = (SUM_HELD if held else SUM_ASKS)[sign]
     question = choose(rng.choice(asks), rng).format(a=a, b=b)
     answer = sum_answer(a, sign, b)
-    return question, answer, answer.split("= ")[1].rstrip(".")
+    return question, answer, "= " + answer.split("= ")[-1]
 
 
 def is_held_sum(a: int, b: int) -> bool:

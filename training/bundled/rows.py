@@ -2,11 +2,17 @@
 
 Rows of one length let the whole training step be compiled once. Samples lie behind one another in
 a row; ``segments`` keeps attention inside each sample and ``positions`` restart with it.
+
+An answer is one of a few hundred fixed texts, so that only a few of its tokens choose it: those
+where the taught answers part. They weigh more in the loss, and most single questions are cut
+behind the place where the answer is the only one left: the time goes to ways of asking, and the
+rest of an answer is learned well enough from the others.
 """
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,10 +47,11 @@ def tokens_of(messages: Sequence[dict[str, str]], tokenizer: Tokenizer):
 
 @dataclass(frozen=True)
 class FixedRows(Sequence[Sample]):
-    """``count`` rows; arrays [count, length + 1]. Segment 0 is padding."""
+    """``count`` rows; arrays [count, length + 1]. Segment 0 is padding; a weight of 0 is not in
+    the loss."""
 
     tokens: np.ndarray
-    in_loss: np.ndarray
+    weights: np.ndarray
     segments: np.ndarray
     positions: np.ndarray
 
@@ -54,7 +61,46 @@ class FixedRows(Sequence[Sample]):
     def __getitem__(self, index: Any) -> Any:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return sample(self.tokens[index], self.in_loss[index])
+        return sample(self.tokens[index], self.weights[index] > 0)
+
+
+@dataclass
+class Sampled:
+    """A conversation as tokens: ``answers`` are the (start, end) of what the assistant says."""
+
+    tokens: list[int]
+    answers: list[tuple[int, int]]
+    starts: list[int]
+    cut: bool
+
+
+class Branches:
+    """Where the answers of a data set part."""
+
+    COMMON = 5  # times a beginning is seen: rarer ones are computed (sums, names), not recalled
+
+    def __init__(self, samples: Iterable[Sampled]):
+        self.seen: Counter[tuple[int, ...]] = Counter()
+        nexts: dict[tuple[int, ...], set[int]] = {}
+        for one in samples:
+            for start, end in one.answers:
+                for place in range(start, end):
+                    before = tuple(one.tokens[start:place])
+                    self.seen[before] += 1
+                    nexts.setdefault(before, set()).add(one.tokens[place])
+        self.parting = {before for before, after in nexts.items() if len(after) > 1}
+
+    def chooses(self, answer: Sequence[int]) -> list[bool]:
+        """For each token of an answer, whether another one could have stood there."""
+        beginnings = [tuple(answer[:n]) for n in range(len(answer))]
+        return [b in self.parting or self.seen[b] < self.COMMON for b in beginnings]
+
+
+def sampled(conversation: dict[str, Any], tokenizer: Tokenizer) -> Sampled:
+    tokens, marks, starts = tokens_of(conversation["messages"], tokenizer)
+    edges = np.flatnonzero(np.diff([False, *marks, False]))
+    answers = [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]
+    return Sampled(tokens, answers, starts, conversation.get("cut", False))
 
 
 def lay_rows(
@@ -64,18 +110,29 @@ def lay_rows(
     length: int,
     context: int,
     seed: int,
+    choice_weight: float = 1.0,
 ) -> FixedRows:
     """Lays conversations into rows of ``length`` + 1 tokens, first fit among the open rows.
 
-    In one sample of several turns in five the positions jump between two turns, so that the model
-    meets distances up to ``context`` in rows that are shorter.
+    choice_weight: of the tokens that choose an answer. In one sample of several turns in five the
+    positions jump between two turns, so that the model meets distances up to ``context`` in rows
+    that are shorter.
     """
     rng = random.Random(seed)
     size = length + 1
     done: list[tuple] = []
     open_rows: list[tuple] = []
-    for conversation in conversations:
-        ids, marks, starts = tokens_of(conversation["messages"], tokenizer)
+    samples = [sampled(conversation, tokenizer) for conversation in conversations]
+    branches = Branches(samples)
+    for one in samples:
+        ids, weights, starts = one.tokens, [0.0] * len(one.tokens), one.starts
+        for start, end in one.answers:
+            choosing = branches.chooses(ids[start:end])
+            weights[start:end] = [choice_weight if chooses else 1.0 for chooses in choosing]
+        if one.cut:
+            start, end = one.answers[-1]
+            last = max(place for place, weight in enumerate(weights) if weight == choice_weight)
+            ids, weights = (values[: min(end, max(last, start) + 3)] for values in (ids, weights))
         if len(ids) > size:
             continue
         places = list(range(len(ids)))
@@ -91,11 +148,10 @@ def lay_rows(
                 open_rows.sort(key=lambda r: len(r[0]))
                 done.append(open_rows.pop())
         segment = row[2][-1] + 1 if row[2] else 1
-        marks[0] = False
-        for column, values in zip(row, (ids, marks, [segment] * len(ids), places), strict=True):
+        for column, values in zip(row, (ids, weights, [segment] * len(ids), places), strict=True):
             column.extend(values)
     done += open_rows
-    kinds = (np.int32, bool, np.int32, np.int32)
+    kinds = (np.int32, np.float32, np.int32, np.int32)
     arrays = [np.zeros((len(done), size), kind) for kind in kinds]
     for n, row in enumerate(done):
         for array, column in zip(arrays, row, strict=True):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 
+from training.bundled import contexts
 from training.bundled.facts import words_of
-from training.bundled.frames import WHAT, WHAT_HELD
+from training.bundled.frames import WHAT, WHAT_HELD, WHY
 from training.bundled.grammar import choose
 
 ANSWER = "I do not know that. I only know mlxtx and how language models work."
@@ -58,11 +59,22 @@ HELD = {
 }  # fmt: skip
 
 
+def _frame(rng: random.Random) -> str:
+    if rng.random() < 0.5:
+        return choose(rng.choice(WHAT + WHY + contexts.BARE), rng)
+    request = rng.choice(contexts.WHAT_REQUESTS + contexts.WHY_REQUESTS)
+    parts = [choose(rng.choice(contexts.MENTIONS), rng), choose(request, rng)]
+    return rng.choice(contexts.JOINTS).join(parts)
+
+
 def draw_unknown(rng: random.Random, held: bool = False) -> str:
     prefix = "held_" if held else ""
-    if rng.random() < 0.25:  # a taught frame around a thing that was never taught
-        frame = choose(rng.choice(WHAT_HELD if held else WHAT), rng)
-        thing = rng.choice(words_of(prefix + "things"))
+    if rng.random() < (0.25 if held else 0.5):  # a taught frame around a thing never taught
+        frame = choose(rng.choice(WHAT_HELD), rng) if held else _frame(rng)
+        lists = ("things",) if held else ("things", "things", "places", "people", "words")
+        thing = rng.choice(words_of(prefix + (lists[0] if held else rng.choice(lists))))
+        if thing in words_of("taught"):
+            return draw_unknown(rng)
         return frame.format(x=rng.choice(["{}", "a {}", "the {}"]).format(thing))
     kinds = HELD if held else KINDS
     kind = rng.choices(list(kinds), (3, 3, 4, 4))[0]
