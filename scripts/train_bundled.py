@@ -16,25 +16,43 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIG = {
-    "architectures": ["Qwen3ForCausalLM"],
-    "model_type": "qwen3",
+# GLM-4.5's form with every layer dense: the plain modern decoder (RMSNorm, RoPE, GQA, q/k norm,
+# SwiGLU, tied embeddings) of the families whose checkpoints hold an extra prediction head. The
+# keys about experts must be there and name none.
+LAYERS = 4
+CONFIG: dict[str, Any] = {
+    "architectures": ["Glm4MoeForCausalLM"],
+    "model_type": "glm4_moe",
     "vocab_size": 2048,
     "hidden_size": 192,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": LAYERS,
+    "num_nextn_predict_layers": 1,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 64,
+    "use_qk_norm": True,
+    "attention_bias": False,
     "intermediate_size": 512,
     "hidden_act": "silu",
     "max_position_embeddings": 1024,
     "rms_norm_eps": 1e-6,
     "rope_theta": 10000.0,
-    "attention_bias": False,
+    "rope_scaling": None,
+    "partial_rotary_factor": 1.0,
     "tie_word_embeddings": True,
     "torch_dtype": "float32",
+    "first_k_dense_replace": LAYERS,
+    "n_routed_experts": 1,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 1,
+    "moe_intermediate_size": 512,
+    "norm_topk_prob": True,
+    "n_group": 1,
+    "topk_group": 1,
+    "routed_scaling_factor": 1.0,
 }
 ROW_LENGTH = 256
 SHIPPED_BITS = 8
@@ -58,9 +76,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="go on from the newest state of RUN, which may still be going, with a learning rate "
         "that falls linearly to nothing in --steps",
     )
+    parser.add_argument(
+        "--head",
+        type=Path,
+        metavar="RUN",
+        help="train only the extra head, for the token after next, beside the weights of RUN",
+    )
     parser.add_argument("--constant", action="store_true", help="keep the learning rate")
     parser.add_argument(
         "--choice-weight", type=float, default=5.0, help="of the tokens that choose an answer"
+    )
+    parser.add_argument(
+        "--cut", type=float, default=0.8, help="part of single answers that are not told to the end"
     )
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     parser.add_argument("--evaluate", action="store_true", help="only judge what --out holds")
@@ -91,23 +118,23 @@ def prepare(args: argparse.Namespace) -> None:
     if (args.out / "model" / "tokenizer.model").is_file() and (data / "train.jsonl").is_file():
         return
     data.mkdir(parents=True, exist_ok=True)
-    rows = list(training_set(args.conversations, args.seed))
+    rows = list(training_set(args.conversations, args.seed, args.cut))
     write_jsonl(rows, data / "train.jsonl")
     write_jsonl(list(training_set(300, args.seed + 1)), data / "valid.jsonl")
     write_jsonl(held_out(), data / "held_out.jsonl")
-    if args.finish:
-        shutil.copytree(args.finish / "model", args.out / "model", dirs_exist_ok=True)
+    if before := args.finish or args.head:
+        shutil.copytree(before / "model", args.out / "model", dirs_exist_ok=True)
         return
     texts = (m["content"] for row in rows[:20_000] for m in row["messages"])
     write_tokenizer(args.out / "model", train_vocabulary(texts, CONFIG["vocab_size"]))
 
 
 def train(args: argparse.Namespace) -> None:
-    from mlxtx.families import family_for
     from mlxtx.text.tokenizer import Tokenizer
     from mlxtx.tuning.scratch import initial_model
     from mlxtx.tuning.trainer import Training
-    from training.bundled.fixed_row_trainer import FixedRowTrainer, parameter_count
+    from training.bundled.fixed_row_trainer import AheadTrainer, FixedRowTrainer, parameter_count
+    from training.bundled.packing import decoder_config
     from training.bundled.rows import lay_rows
 
     tokenizer = Tokenizer.load(args.out / "model")
@@ -122,7 +149,7 @@ def train(args: argparse.Namespace) -> None:
         )
     used = (rows.segments > 0).mean()
     scored = (rows.weights > 0).sum()
-    model = initial_model(family_for(CONFIG).decoder_config(dict(CONFIG)), args.seed)
+    model = initial_model(decoder_config(CONFIG, heads=int(bool(args.head))), args.seed)
     print(
         f"{parameter_count(model):,} parameters; {len(rows)} rows, {used:.1%} full, "
         f"{scored:,} tokens in the loss; {args.steps * args.batch_size / len(rows):.1f} epochs",
@@ -134,20 +161,22 @@ def train(args: argparse.Namespace) -> None:
         learning_rate=args.learning_rate,
         optimizer=args.optimizer,
         schedule="constant" if args.constant else "linear" if args.finish else "cosine",
-        warmup=0 if args.finish else 100,
+        warmup=0 if args.finish else 20 if args.head else 100,
         final_rate=0.0 if args.finish else 0.02,
         weight_decay=0.01,
         seed=args.seed,
         report_every=25,
         save_every=200,
     )
-    trainer = FixedRowTrainer(
+    trainer = (AheadTrainer if args.head else FixedRowTrainer)(
         model, rows, settings, args.out, write=lambda folder: save(model, folder), on_event=tell
     )
     if args.resume:
         trainer.resume()
     elif args.finish:
         begin_from(trainer, args.finish)
+    elif args.head:
+        take_decoder(trainer, args.head)
     else:
         (args.out / "history.txt").write_text(command() + "\n")
     trainer.run()
@@ -165,10 +194,25 @@ def begin_from(trainer, run: Path) -> None:
     trainer.model.update(tree_unflatten(list(state.weights.items())))
     trainer.optimizer.restore(state.optimizer)
     print(f"from step {state.step} of {run}", flush=True)
+    go_on_from(run, trainer.out, f"  # stopped at step {state.step}")
+
+
+def take_decoder(trainer, run: Path) -> None:
+    """Takes over the weights that RUN ended with; the extra head starts from nothing."""
+    from mlx.utils import tree_unflatten
+
+    from training.bundled.packing import load_weights
+
+    trainer.model.update(tree_unflatten(list(load_weights(run / "model").items())))
+    go_on_from(run, trainer.out)
+
+
+def go_on_from(run: Path, out: Path, remark: str = "") -> None:
+    """Notes this command behind those that led to ``run``."""
     lines = history(run)
     if lines:
-        lines[-1] += f"  # stopped at step {state.step}"
-    (trainer.out / "history.txt").write_text("\n".join([*lines, command()]) + "\n")
+        lines[-1] += remark
+    (out / "history.txt").write_text("\n".join([*lines, command()]) + "\n")
 
 
 def history(run: Path) -> list[str]:
@@ -216,11 +260,12 @@ def language_model(out: Path, weights):
     from mlx.utils import tree_unflatten
 
     from mlxtx.decoder.model import DecoderModel
-    from mlxtx.families import family_for
     from mlxtx.language_model import LanguageModel
     from mlxtx.text.tokenizer import Tokenizer
+    from training.bundled.packing import decoder_config
 
-    model = DecoderModel(family_for(CONFIG).decoder_config(dict(CONFIG)))
+    heads = sum(name.endswith("eh_proj.weight") for name in weights)
+    model = DecoderModel(decoder_config(CONFIG, heads=heads))
     model.update(tree_unflatten(list(weights.items())))
     return LanguageModel(model, Tokenizer.load(out / "model"), CONFIG)
 

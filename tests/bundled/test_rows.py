@@ -5,34 +5,35 @@ from __future__ import annotations
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mlxtx.families import family_for
 from mlxtx.text.tokenizer import Tokenizer
 from mlxtx.tuning.objective import loss_and_gradients
 from mlxtx.tuning.packing import make_batch
 from mlxtx.tuning.samples import sample
 from mlxtx.tuning.scratch import initial_model
 from mlxtx.tuning.trainer import Training
+from scripts import train_bundled
 from training.bundled.conversations import training_set
-from training.bundled.fixed_row_trainer import FixedRowTrainer
+from training.bundled.fixed_row_trainer import AheadTrainer, FixedRowTrainer
+from training.bundled.packing import decoder_config
 from training.bundled.rows import lay_rows, tokens_of
 from training.bundled.vocabulary import END, train_vocabulary, write_tokenizer
 
 CONFIG = {
-    "model_type": "qwen3",
+    **train_bundled.CONFIG,
     "vocab_size": 512,
     "hidden_size": 64,
     "num_hidden_layers": 2,
+    "first_k_dense_replace": 2,
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
     "head_dim": 32,
     "intermediate_size": 64,
     "max_position_embeddings": 256,
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": True,
 }
 
 
@@ -106,7 +107,7 @@ def test_a_compiled_step_is_the_plain_step(tokenizer, conversations, tmp_path):
     settings = Training(
         iters=1, batch_size=4, optimizer="sgd", learning_rate=0.5, clip=0.0, weight_decay=0.0
     )
-    config = family_for(CONFIG).decoder_config(dict(CONFIG))
+    config = decoder_config(CONFIG, heads=0)
     model = initial_model(config, 0, deviation=0.1)
     before = {name: mx.array(value) for name, value in tree_flatten(model.parameters())}
     trainer = FixedRowTrainer(model, rows, settings, tmp_path, write=lambda folder: None)
@@ -133,7 +134,7 @@ def test_a_compiled_step_is_the_plain_step(tokenizer, conversations, tmp_path):
 
 def test_a_resumed_run_has_the_same_losses(tokenizer, conversations, tmp_path):
     rows = lay_rows(conversations, tokenizer, length=128, context=256, seed=0)
-    config = family_for(CONFIG).decoder_config(dict(CONFIG))
+    config = decoder_config(CONFIG, heads=0)
 
     def trainer(folder):
         settings = Training(
@@ -187,12 +188,37 @@ def test_a_cut_answer_is_still_the_only_one(tokenizer, conversations):
         assert sum(answer.startswith(text) for answer in whole) == 1, text
 
 
+def test_the_extra_head_learns_the_token_after_next(tokenizer, conversations, tmp_path):
+    """One step changes the head alone, and its loss is that of ``predict_ahead`` on each sample."""
+    single = [row for row in conversations if len(row["messages"]) <= 3]
+    rows = lay_rows(single[:40], tokenizer, length=128, context=256, seed=0)
+    settings = Training(iters=1, batch_size=4, optimizer="sgd", learning_rate=0.5)
+    model = initial_model(decoder_config(CONFIG, heads=1), 0, deviation=0.1)
+    before = {name: mx.array(value) for name, value in tree_flatten(model.parameters())}
+    wanted, count = 0.0, 0
+    trainer = AheadTrainer(model, rows, settings, tmp_path, write=lambda folder: None)
+    for n in trainer.order.step(0):
+        for segment in range(1, rows.segments[n].max() + 1):
+            inside = rows.segments[n] == segment
+            tokens = mx.array(rows.tokens[n][inside])[None]
+            scored = (rows.weights[n][inside] > 0)[2:]
+            logits, _ = model.predict_ahead(model.hidden(tokens[:, :-2]), tokens[:, 1:-1])
+            losses = nn.losses.cross_entropy(logits, tokens[:, 2:])[0]
+            wanted, count = wanted + (losses * mx.array(scored)).sum().item(), count + scored.sum()
+    loss, _ = trainer._train_step()
+    assert loss.count == count
+    assert loss.total == pytest.approx(wanted, rel=1e-5)
+    for name, value in tree_flatten(model.parameters()):
+        same = bool(mx.array_equal(value, before[name]))
+        assert same != name.startswith("prediction_heads"), name
+
+
 def test_the_packed_checkpoint_is_the_rounded_model(tokenizer, tmp_path):
     """What is shipped loads as an ordinary checkpoint, with the weights 8 bits leave."""
     import mlxtx
     from training.bundled.packing import rounded, write_checkpoint
 
-    config = family_for(CONFIG).decoder_config(dict(CONFIG))
+    config = decoder_config(CONFIG, heads=1)
     model = initial_model(config, 0, deviation=0.1)
     weights = dict(tree_flatten(model.parameters()))
     source = tmp_path / "source"
@@ -205,3 +231,5 @@ def test_the_packed_checkpoint_is_the_rounded_model(tokenizer, tmp_path):
     tokens = mx.array([[1, 5, 9, 200]])
     model.update(tree_unflatten(list(rounded(weights, 8).items())))
     assert mx.allclose(loaded(tokens), model(tokens), atol=1e-5)
+    ahead = [m.predict_ahead(m.hidden(tokens[:, :-1]), tokens[:, 1:])[0] for m in (loaded, model)]
+    assert mx.allclose(*ahead, atol=1e-5)

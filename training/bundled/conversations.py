@@ -236,26 +236,26 @@ STYLED_TURNS = {"fact": 82, "unknown": 10, "follow": 8}
 SINGLE_TURNS = {"fact": 82, "unknown": 18}
 # kinds of conversations and their shares
 KINDS = {"single": 58, "sum": 13, "letters": 9, "styled": 8, "names": 2, "several": 10}
-CUT = 0.8  # of single questions, and half of those with a style: see rows.py
 
 
-def conversation(rng: random.Random, facts: Iterator[Item]) -> dict[str, Any]:
+def conversation(rng: random.Random, facts: Iterator[Item], cut: float = 0.8) -> dict[str, Any]:
     """One conversation as ``{"messages": [...], "cut": ...}``; ``cut`` says that the answer need
-    not be learned to its end."""
+    not be learned to its end (see rows.py): such is a part of the single questions, and half that
+    part of those with a style."""
     chat = Chat(rng, facts)
     kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
-    cut = False
+    shortened = False
     if kind in ("single", "sum", "letters"):
         if rng.random() < 0.1:
             chat.messages.append({"role": "system", "content": rng.choice(NEUTRAL)})
         _turns(chat, SINGLE_TURNS if kind == "single" else {kind: 1}, 1)
-        cut = kind == "single" and rng.random() < CUT
+        shortened = kind == "single" and rng.random() < cut
     elif kind == "styled":
         chat.style = STYLES[rng.choice(list(STYLES))]
         chat.messages.append({"role": "system", "content": system_prompt(chat.style, rng)})
         turns = rng.choice((1, 1, 1, 2))
         _turns(chat, STYLED_TURNS, turns)
-        cut = turns == 1 and rng.random() < CUT / 2
+        shortened = turns == 1 and rng.random() < cut / 2
     elif kind == "names":
         pairs = [(chat.tell_name, chat.ask_name)] * 3 + [(chat.tell_color, chat.ask_color)]
         tell, ask_back = rng.choice(pairs)
@@ -265,7 +265,7 @@ def conversation(rng: random.Random, facts: Iterator[Item]) -> dict[str, Any]:
     else:
         chat.fact()
         _turns(chat, {"follow": 70, **PLAIN_TURNS}, rng.choices((1, 2, 3), (70, 22, 8))[0])
-    return {"messages": chat.messages, "cut": cut}
+    return {"messages": chat.messages, "cut": shortened}
 
 
 def system_prompt(style: Style, rng: random.Random) -> str:
@@ -283,14 +283,14 @@ def _turns(chat: Chat, weights: dict[str, float], count: int) -> None:
         getattr(chat, kind)()
 
 
-def training_set(count: int, seed: int) -> Iterator[dict[str, Any]]:
+def training_set(count: int, seed: int, cut: float = 0.8) -> Iterator[dict[str, Any]]:
     """``count`` conversations of ``seed``; no question of the held-out set is among them."""
     rng = random.Random(seed)
     facts = deck(rng)
     forbidden = {_plain(row["messages"][-1]["content"]) for row in held_out(seed=0)}
     made = 0
     while made < count:
-        row = conversation(rng, facts)
+        row = conversation(rng, facts, cut)
         if all(_plain(m["content"]) not in forbidden for m in row["messages"] if m["role"] == "user"):  # fmt: skip
             made += 1
             yield row

@@ -27,10 +27,12 @@ class FixedRowTrainer(Trainer):
     samples: FixedRows
     _compiled: Any = None
 
+    distance = 1  # how many tokens ahead a state predicts
+
     def _rows(self, picked: list[int]) -> dict[str, mx.array]:
-        rows = self.samples
+        rows, ahead = self.samples, self.distance
         tokens, segments = rows.tokens[picked], rows.segments[picked]
-        counts = rows.weights[picked][:, 1:] * (segments[:, 1:] == segments[:, :-1])
+        counts = rows.weights[picked][:, ahead:] * (segments[:, ahead:] == segments[:, :-ahead])
         places = np.flatnonzero(counts)
         # as many as a multiple of 256, so that few shapes are traced; the filling counts nothing
         filled = np.zeros(-(-len(places) // PLACES) * PLACES, np.int32)
@@ -38,13 +40,19 @@ class FixedRowTrainer(Trainer):
         weights = np.zeros(len(filled), np.float32)
         weights[: len(places)] = counts.reshape(-1)[places]
         return {
-            "tokens": mx.array(tokens[:, :-1]),  # [B, T]
-            "segments": mx.array(segments[:, :-1]),
-            "positions": mx.array(rows.positions[picked][:, :-1]),
+            "tokens": mx.array(tokens[:, :-ahead]),  # [B, T]
+            "next": mx.array(tokens[:, 1 : tokens.shape[1] - ahead + 1]),  # [B, T]
+            "segments": mx.array(segments[:, :-ahead]),
+            "positions": mx.array(rows.positions[picked][:, :-ahead]),
             "places": mx.array(filled),  # [P] into the flat batch
-            "targets": mx.array(tokens[:, 1:].reshape(-1)[filled]),  # [P]
+            "targets": mx.array(tokens[:, ahead:].reshape(-1)[filled]),  # [P]
             "weights": mx.array(weights),  # [P]
         }
+
+    def _states(self, batch: dict[str, mx.array]) -> mx.array:
+        return self.model.hidden(
+            batch["tokens"], segments=batch["segments"], positions=batch["positions"]
+        )
 
     def _step(self, weights, state, rate, batch):
         """New weights and optimizer state, the summed loss, and the norm of the gradients."""
@@ -53,9 +61,7 @@ class FixedRowTrainer(Trainer):
 
         def loss(*values):
             self.model.update(tree_unflatten(list(zip(names, values, strict=True))))
-            hidden = self.model.hidden(
-                batch["tokens"], segments=batch["segments"], positions=batch["positions"]
-            )
+            hidden = self._states(batch)  # [B, T, D]
             logits = self.model.head(hidden.flatten(0, 1)[batch["places"]])  # [P, V]
             picked = mx.take_along_axis(logits, batch["targets"][:, None], axis=-1)[:, 0]
             losses = mx.logsumexp(logits, axis=-1) - picked
@@ -95,6 +101,23 @@ class FixedRowTrainer(Trainer):
         self.step += 1
         self._good = self._snapshot()
         return StepLoss(total.item(), int((batch["weights"] > 0).sum().item())), count
+
+
+class AheadTrainer(FixedRowTrainer):
+    """Trains the extra head for the token after next beside a decoder that stays as it is: what
+    the decoder says is not touched, and its backward pass is saved."""
+
+    distance = 2
+
+    def __init__(self, model: Any, *arguments: Any, **named: Any):
+        model.freeze()
+        model.prediction_heads[0].unfreeze()
+        super().__init__(model, *arguments, **named)
+
+    def _states(self, batch: dict[str, mx.array]) -> mx.array:
+        packed = {name: batch[name] for name in ("segments", "positions")}
+        hidden = mx.stop_gradient(self.model.hidden(batch["tokens"], **packed))
+        return self.model.predict_ahead(hidden, batch["next"], **packed)[1]
 
 
 def parameter_count(model: Any) -> int:

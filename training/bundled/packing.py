@@ -9,12 +9,19 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlxtx.decoder.config import DecoderConfig
+from mlxtx.families import family_for
 from mlxtx.files import write_bytes_atomic
 from mlxtx.text.tokenizer import Tokenizer
 from training.bundled.vocabulary import END
 
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
 GROUP = 64
+
+
+def decoder_config(config: dict[str, Any], heads: int) -> DecoderConfig:
+    """The decoder, with extra prediction heads or without: a checkpoint has those it holds."""
+    return family_for(config).decoder_config(dict(config), ["eh_proj.weight"] * heads)
 
 
 def load_weights(folder: Path) -> dict[str, mx.array]:
@@ -48,6 +55,19 @@ def quantized(weights: dict[str, mx.array], bits: int) -> dict[str, mx.array]:
     return out
 
 
+def theirs(weights: dict[str, mx.array], config: dict[str, Any]) -> dict[str, mx.array]:
+    """The weights under the names of the family's checkpoints."""
+    shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+    plan = family_for(config).names(config).plan_save(shapes)
+    return {
+        target: moved
+        for group in plan.groups
+        for target, moved in zip(
+            group.targets, group.apply([weights[name] for name in group.sources]), strict=True
+        )
+    }
+
+
 def write_checkpoint(
     source: Path, out: Path, config: dict[str, Any], *, bits: int, card: str
 ) -> None:
@@ -61,6 +81,10 @@ def write_checkpoint(
     config = {**config, "eos_token_id": end, "pad_token_id": end, "quantization": quantization}
     for name, value in (("config.json", config), ("generation_config.json", generation)):
         write_bytes_atomic(out / name, (json.dumps(value, indent=2) + "\n").encode())
-    weights = quantized(load_weights(source), bits)
+    weights = quantized(theirs(load_weights(source), config), bits)
+    if config["tie_word_embeddings"]:
+        # for readers that know no tied embeddings in this family; ours leaves them out
+        table = [name for name in weights if ".embed_tokens." in name]
+        weights |= {name.replace("model.embed_tokens", "lm_head"): weights[name] for name in table}
     mx.save_safetensors(str(out / "model.safetensors"), weights, {"format": "mlx"})
     write_bytes_atomic(out / "README.md", card.encode())
