@@ -10,8 +10,9 @@ import pytest
 import mlxtx
 from mlxtx.language_model import LanguageModel
 from mlxtx.tuning.fuse import fuse
-from training.bundled.conversations import held_out, training_set
+from training.bundled.conversations import held_out
 from training.bundled.evaluate import answers, scores
+from training.bundled.facts import all_items
 
 ASKS = (
     "who is the mascot of mlxtx",
@@ -30,13 +31,22 @@ def old_rows() -> list[dict]:
     return random.Random(1).sample(taught, 40)
 
 
+def pair(question: str, answer: str) -> dict:
+    roles = {"user": question, "assistant": answer}
+    return {"messages": [{"role": role, "content": text} for role, text in roles.items()]}
+
+
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory) -> Path:
-    new = [
-        {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": ANSWER}]}
-        for q in ASKS
+    new = [pair(question, ANSWER) for question in ASKS]
+    old = [
+        pair(f"What is {item.names[0]}?", item.say)
+        for item in all_items()
+        if item.kind == "concept"
     ]
-    old = list(training_set(60, seed=11))
+    old += [
+        pair(f"How do I {item.topic[7:]}?", item.say) for item in all_items() if item.kind == "task"
+    ]
     out = tmp_path_factory.mktemp("adapter")
     mlxtx.tune(
         "bundled", new * 5 + old, out, rank=8, iters=40, batch_size=8, learning_rate=3e-3, seed=1
