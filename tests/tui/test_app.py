@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import sqlite3
 import subprocess
 import sys
@@ -371,3 +372,17 @@ def test_the_help_of_the_command_needs_no_app() -> None:
     program = "import sys, mlxtx.scripts.chat; print('textual' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "False"
+
+
+async def test_screens_may_be_left_before_they_are_built(tmp_path: Path) -> None:
+    names = ("models", "train", "chats", "settings", "help", "chat")
+    rng = random.Random(4)
+    app = make_app(tmp_path)
+    async with app.run_test(size=(100, 30)) as pilot:
+        for _ in range(60):
+            getattr(app, f"action_{rng.choice(names)}")()
+            for _ in range(rng.choice((0, 1, 3, 8, 30, 100))):
+                await asyncio.sleep(0)
+        app.action_chat()
+        await pilot.pause()
+        assert "Write a message" in screen_text(app)
