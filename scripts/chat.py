@@ -14,6 +14,7 @@ answer and keeps what was said, Ctrl-D leaves.
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -64,6 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(argv)
     on_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if on_terminal and not args.plain and importlib.util.find_spec("mlxtx.tui.app"):
+        # What is imported stays; looking through it meanwhile only delays the first screen. The
+        # app turns the collector on again.
+        gc.disable()
         from mlxtx.tui.app import main as open_app
 
         return open_app(list(sys.argv[1:] if argv is None else argv)) or 0

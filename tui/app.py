@@ -109,6 +109,7 @@ class MlxtxApp(Services):
     def _after_first_paint(self) -> None:
         # What was imported stays: looking through it again and again only makes pauses.
         gc.freeze()
+        gc.enable()
         for line in [*self._problems, *self.store.notices]:
             self.tell(line, "warning", timeout=12)
         if self.chat is not None:
@@ -272,6 +273,7 @@ def main(argv: list[str] | None = None) -> int:
     settings, _ = user_settings.load_settings()
     plain = options.plain or settings.plain or bool(os.environ.get("NO_COLOR"))
     if plain or os.environ.get("TERM") == "dumb" or not sys.stdout.isatty():
+        gc.enable()
         return chat.main(["--plain", *argv]) or 0
     # What a shell exported is the size its window once had; the terminal knows the present one.
     for name in ("COLUMNS", "LINES"):
