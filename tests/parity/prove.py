@@ -3,6 +3,7 @@
     python tests/parity/prove.py            # all cases -> mlxtx/families/proven.json
     python tests/parity/prove.py --only phi3 --seed 5 --heads 6 --window 9
     python tests/parity/prove.py --random 3 # three rounds of sizes drawn at random
+    python tests/parity/prove.py --random 3 --vary   # and of switches, windows, scalings ...
 
 Needs an environment in which mlxtx is installed and torch and transformers as well. Without sizes the recorded
 fixtures are used; with sizes the cases are built anew and nothing is written down. Everything runs
@@ -29,6 +30,8 @@ import torch
 import transformers
 from cases import CASES, Sizes
 from recipe import Fixture, fixture_names
+from transformers import AutoConfig
+from vary import varied
 
 from mlxtx import load_model
 from mlxtx.families import families, family_for
@@ -117,10 +120,24 @@ def drawn(rng: random.Random) -> Sizes:
     )
 
 
+def built(name: str, sizes: Sizes, rng: random.Random | None) -> Fixture:
+    """A case at other sizes, and with settings of its family drawn by ``rng``."""
+    case = CASES[name]
+    if rng is not None:
+        known = AutoConfig.for_model(case.model_type).to_dict()
+        case = varied(case, sizes, rng, known)
+    fixture, remarks = make_fixtures.build(case, sizes)
+    if any(remark.startswith("saved again") for remark in remarks):
+        raise ValueError("; ".join(remarks))  # transformers differs from itself
+    # Not everything that can be drawn can be said in the words of older configs.
+    return dataclasses.replace(fixture, legacy_config=fixture.config) if remarks else fixture
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", help="case names, separated by commas")
     parser.add_argument("--random", type=int, metavar="ROUNDS", help="sizes drawn at random")
+    parser.add_argument("--vary", action="store_true", help="draw the families' settings as well")
     for field in dataclasses.fields(Sizes):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=int)
     args = parser.parse_args()
@@ -129,24 +146,20 @@ def main() -> int:
     changed = {f.name: getattr(args, f.name) for f in dataclasses.fields(Sizes)}
     changed = {name: value for name, value in changed.items() if value is not None}
     names = args.only.split(",") if args.only else fixture_names()
+    rng = random.Random(changed.pop("seed", 0) if args.random else 0)
     if args.random:
-        rng = random.Random(changed.pop("seed", 0))
         rounds = [dataclasses.replace(drawn(rng), **changed) for _ in range(args.random)]
     else:
         rounds = [Sizes(**changed)] if changed else [None]
-    failed, results = 0, {}
+    failed, results, vary = 0, {}, rng if args.vary else None
     for sizes in rounds:
         if sizes is not None:
             print(sizes, flush=True)
         for name in names:
             try:
-                fixture = (
-                    Fixture.load(name)
-                    if sizes is None
-                    else make_fixtures.build(CASES[name], sizes)[0]
-                )
-            except Exception as problem:  # sizes that transformers itself refuses
-                print(f"----  {name:26s} not made: {str(problem)[:200]}", flush=True)
+                fixture = Fixture.load(name) if sizes is None else built(name, sizes, vary)
+            except Exception as problem:  # settings that transformers itself refuses
+                print(f"----  {name:26s} not made: {str(problem)[:200]!r}", flush=True)
                 continue
             try:
                 result = results[name] = prove(fixture)
@@ -155,6 +168,7 @@ def main() -> int:
                 print(
                     f"FAIL  {name:26s} {type(problem).__name__}: {str(problem)[:300]}", flush=True
                 )
+                print(f"      {fixture.config}", flush=True)
                 continue
             wrong = broken(result)
             failed += bool(wrong)
@@ -163,6 +177,8 @@ def main() -> int:
                 f"{'FAIL' if wrong else 'ok  '}  {name:26s} {worst:.1e} {'; '.join(wrong)}",
                 flush=True,
             )
+            if wrong and sizes is not None:
+                print(f"      {fixture.config}", flush=True)
     if rounds == [None] and not args.only and not failed:
         write_down(results)
     return 1 if failed else 0
