@@ -18,6 +18,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxtx.decoder.experts import ExpertLinear, QuantizedExpertLinear
+from mlxtx.errors import MlxtxError
 
 
 @dataclass(frozen=True)
@@ -109,36 +110,40 @@ class LoRALinear(_Adapter):
         return dense_weight(self.base).astype(mx.float32) + self._how.scale * delta.T
 
 
-class DoRALinear(LoRALinear):
+class _DoRA(_Adapter):
+    """A magnitude ``m`` for each row of the weight, in front of the adapter without one."""
+
     def __init__(self, base: nn.Module, how: LowRank, key: mx.array):
-        super().__init__(base, how, key)
-        self._squares = mx.square(dense_weight(base).astype(mx.float32)).sum(axis=1)  # [out]
+        super().__init__(base, how, key)  # type: ignore[call-arg]
+        self._squares = mx.square(dense_weight(base).astype(mx.float32)).sum(axis=-1)
         mx.eval(self._squares)
         self.m = mx.sqrt(self._squares)
         self.freeze_base()
 
+    def _ratio(self, cross: mx.array, square: mx.array) -> mx.array:
+        """m / |w + scale BA| of each row, where that sum is never made: the norm is the root of
+        |w|^2 + 2 scale ``cross`` + scale^2 ``square``, cross = w.(BA), square = |BA|^2."""
+        scale = self._how.scale
+        norms = mx.sqrt(self._squares + 2 * scale * cross + scale * scale * square)
+        return self.m / mx.stop_gradient(norms)
+
+    def fused_weight(self) -> mx.array:
+        weight = super().fused_weight()
+        norms = mx.linalg.norm(weight, axis=-1)
+        return (self.m.astype(mx.float32) / norms)[..., None] * weight
+
+
+class DoRALinear(_DoRA, LoRALinear):
     def _without_bias(self, x: mx.array) -> mx.array:
         y = self.linear(x)
         return y - self.linear.bias if "bias" in self.linear else y
 
-    def _norms(self) -> mx.array:
-        """Norms of the rows of W + scale B A, without making that matrix:
-        |w|^2 + 2 scale w.(BA) + scale^2 |BA|^2, where W A is a product with the base."""
-        scale = self._how.scale
+    def __call__(self, x: mx.array) -> mx.array:
         a, b = self.lora_a.astype(mx.float32), self.lora_b.astype(mx.float32)
         cross = (self._without_bias(a.T).astype(mx.float32) * b).sum(axis=0)
-        square = (((a.T @ a) @ b) * b).sum(axis=0)
-        return mx.sqrt(self._squares + 2 * scale * cross + scale * scale * square)
-
-    def __call__(self, x: mx.array) -> mx.array:
-        y = self.add_to(self._without_bias(x), x)
-        y = (self.m / mx.stop_gradient(self._norms())).astype(y.dtype) * y
+        ratio = self._ratio(cross, (((a.T @ a) @ b) * b).sum(axis=0))  # [out]
+        y = ratio.astype(x.dtype) * self.add_to(self._without_bias(x), x)
         return y + self.linear.bias if "bias" in self.linear else y
-
-    def fused_weight(self) -> mx.array:
-        weight = super().fused_weight()
-        norms = mx.linalg.norm(weight, axis=1)
-        return (self.m.astype(mx.float32) / norms)[:, None] * weight
 
 
 class LoRAEmbedding(_Adapter):
@@ -180,7 +185,9 @@ class LoRAExperts(_Adapter):
         self.freeze_base()
 
     def __call__(self, x: mx.array, chosen: mx.array, ordered: bool) -> mx.array:
-        y = self.linear(x, chosen, ordered)
+        return self.add_to(self.linear(x, chosen, ordered), x, chosen, ordered)
+
+    def add_to(self, y: mx.array, x: mx.array, chosen: mx.array, ordered: bool) -> mx.array:
         z = self.dropout(x)
         for weight in (self.lora_a, self.lora_b):
             turned = weight.astype(x.dtype).swapaxes(-1, -2)
@@ -192,18 +199,35 @@ class LoRAExperts(_Adapter):
         return dense_weight(self.base).astype(mx.float32) + self._how.scale * delta
 
 
+class DoRAExperts(_DoRA, LoRAExperts):
+    def __call__(self, x: mx.array, chosen: mx.array, ordered: bool) -> mx.array:
+        a, b = self.lora_a.astype(mx.float32), self.lora_b.astype(mx.float32)
+        every = mx.broadcast_to(mx.arange(len(a))[:, None], a.shape[:2])  # [E, rank]
+        wa = self.linear.product(a[:, :, None], every, True).squeeze(-2)  # [E, rank, out]
+        cross = (wa.astype(mx.float32).swapaxes(-1, -2) * b).sum(axis=-1)
+        ratio = self._ratio(cross, ((b @ (a @ a.swapaxes(-1, -2))) * b).sum(axis=-1))  # [E, out]
+        y = self.add_to(self.linear.product(x, chosen, ordered), x, chosen, ordered)
+        y = ratio.astype(x.dtype)[chosen][..., None, :] * y
+        return y + self.linear.bias[chosen][..., None, :] if "bias" in self.linear else y
+
+
 LINEAR = (nn.Linear, nn.QuantizedLinear)
 EMBEDDING = (nn.Embedding, nn.QuantizedEmbedding)
 EXPERTS = (ExpertLinear, QuantizedExpertLinear)
 
 
 def adapter_for(base: nn.Module, how: LowRank, key: mx.array) -> _Adapter:
-    """The adapter for a layer. DoRA is for linear maps; embeddings and experts get LoRA."""
+    """The adapter for a layer. DoRA is for linear maps and experts."""
     if isinstance(base, LINEAR):
         return (DoRALinear if how.dora else LoRALinear)(base, how, key)
-    if isinstance(base, EMBEDDING):
-        return LoRAEmbedding(base, how, key)
-    return LoRAExperts(base, how, key)
+    if isinstance(base, EXPERTS):
+        return (DoRAExperts if how.dora else LoRAExperts)(base, how, key)
+    if how.dora:
+        raise MlxtxError(
+            "DoRA is not for embeddings: leave them out of the targets, use another method, or"
+            " train them as they are (whole)"
+        )
+    return LoRAEmbedding(base, how, key)
 
 
 def plain_layer(like: nn.Module, weight: mx.array) -> nn.Module:

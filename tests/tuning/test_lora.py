@@ -42,14 +42,12 @@ def effective(path, adapter, own):
     """The layer's weight in float64 from the adapter's formula."""
     w = np.array(dense_weight(adapter.base), np.float64)
     a, b = own[f"{path}.lora_a"], own[f"{path}.lora_b"]
-    if a.ndim == 3:
-        return w + adapter.how.scale * b @ a
     if hasattr(adapter, "embedding"):
         return w + adapter.how.scale * a @ b
-    w = w + adapter.how.scale * (a @ b).T
+    w = w + adapter.how.scale * (b @ a if a.ndim == 3 else (a @ b).T)
     if f"{path}.m" not in own:
         return w
-    return own[f"{path}.m"][:, None] * w / np.linalg.norm(w, axis=1, keepdims=True)
+    return own[f"{path}.m"][..., None] * w / np.linalg.norm(w, axis=-1, keepdims=True)
 
 
 METHODS = {
@@ -62,6 +60,15 @@ METHODS = {
     "head": {"targets": ["q_proj", "lm_head"], "tied": False},
     "dora": {"how": LowRank(rank=3, scale=1.5, dora=True)},
     "qdora": {"how": LowRank(rank=3, scale=1.5, dora=True), "quantize": 4},
+    "dora experts": {
+        "how": LowRank(rank=3, scale=1.5, dora=True),
+        "blocks": (block(experts=True),),
+    },
+    "qdora experts": {
+        "how": LowRank(rank=3, scale=1.5, dora=True),
+        "blocks": (block(experts=True),),
+        "quantize": 4,
+    },
 }
 
 
@@ -96,7 +103,7 @@ def test_gradients_against_finite_differences(name):
             return effective(path, adapter, values)
         plain = {k: v for k, v in values.items() if not k.endswith(".m")}
         w = effective(path, adapter, plain)
-        return values[f"{path}.m"][:, None] * w / norms[path][:, None]
+        return values[f"{path}.m"][..., None] * w / norms[path][..., None]
 
     def reference(changed):
         values = {**own, **changed}
@@ -125,8 +132,13 @@ def test_the_fused_weight_computes_the_same(name):
     np.testing.assert_allclose(np.array(net(TOKENS)), wanted, rtol=2e-4, atol=2e-4)
 
 
+def test_dora_of_an_embedding_is_refused():
+    with pytest.raises(MlxtxError, match="DoRA is not for embeddings"):
+        adapted(targets=["embed_tokens"], how=LowRank(dora=True))
+
+
 def test_a_new_adapter_changes_nothing():
-    net = model()
+    net = model(block(), block(experts=True))
     before = np.array(net(TOKENS))
     for how in (LowRank(), LowRank(dora=True)):
         add_adapters(net, dict.fromkeys(choose(net, "all"), how))
