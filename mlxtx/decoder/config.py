@@ -214,9 +214,7 @@ class LatentAttentionConfig:
             self.rope.dims == self.rope_dim,
             f"RopeConfig.dims {self.rope.dims} is not LatentAttentionConfig.rope_dim {self.rope_dim}",
         )
-        _check(
-            self.rope.tail, "LatentAttentionConfig.rope needs tail=True: rows end with its channels"
-        )
+        _check(self.rope.tail, "LatentAttentionConfig.rope needs tail=True: a row ends with it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,10 +320,8 @@ class BlockConfig:
 
     def __post_init__(self) -> None:
         _known(self, "form", ("sequential", "parallel"))
-        _check(
-            not (self.norm_after_add and self.form == "parallel"),
-            "BlockConfig.norm_after_add needs form 'sequential'",
-        )
+        fits = self.form == "sequential" or not self.norm_after_add
+        _check(fits, "BlockConfig.norm_after_add needs form 'sequential'")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,14 +64,12 @@ class Rotary:
             return None
         if isinstance(amplitude, mx.array):
             return None
-
-        def offsets() -> mx.array:
-            first = step.first_position
-            return mx.broadcast_to(mx.array(first, dtype=mx.int32), (batch,))
-
         return {
             "inverse_frequencies": step.memo(("1/rope", self.config), lambda: 1 / wavelengths),
-            "offsets": step.memo(("offsets", batch), offsets),
+            "offsets": step.memo(
+                ("offsets", batch),
+                lambda: mx.broadcast_to(mx.array(step.first_position, mx.int32), (batch,)),
+            ),
             "interleaved": self.config.interleaved,
             "rotated_dims": self.config.dims,
             "amplitude": 1.0 if amplitude is None else amplitude,

@@ -9,35 +9,26 @@ import mlx.core as mx
 import mlx.nn as nn
 
 
-def relative_bucket(
-    distance: mx.array, buckets: int, farthest: int, both_ways: bool = False
-) -> mx.array:
-    """The bucket of each distance (key's position minus the query's). ``both_ways`` keeps half of
-    the buckets for keys ahead; else those share the bucket of distance 0. Beyond ``farthest`` all
-    are in the last one."""
-    ahead = mx.array(0)
-    if both_ways:
-        buckets //= 2
-        ahead = (distance > 0).astype(mx.int32) * buckets
-        distance = mx.abs(distance)
-    else:
-        distance = -mx.minimum(distance, 0)
+def relative_bucket(distance: mx.array, buckets: int, farthest: int) -> mx.array:
+    """The bucket of each distance (key's position minus the query's), as T5's decoder has them:
+    keys ahead share the bucket of distance 0, and beyond ``farthest`` all are in the last one."""
+    distance = -mx.minimum(distance, 0)
     exact = buckets // 2
     growth = mx.log(mx.maximum(distance, 1) / exact) / math.log(farthest / exact)
     far = mx.minimum(exact + (growth * (buckets - exact)).astype(mx.int32), buckets - 1)
-    return ahead + mx.where(distance < exact, distance, far)
+    return mx.where(distance < exact, distance, far)
 
 
 class RelativeBias(nn.Module):
     """What is added to the scores of queries and keys at given positions."""
 
-    def __init__(self, heads: int, buckets: int = 32, farthest: int = 128, both_ways: bool = False):
+    def __init__(self, heads: int, buckets: int = 32, farthest: int = 128):
         super().__init__()
         self.weight = mx.zeros((buckets, heads))
-        self._farthest, self._both_ways = farthest, both_ways
+        self._farthest = farthest
 
     def __call__(self, queries: mx.array, keys: mx.array) -> mx.array:
         """Positions [T] and [S] -> [1, H, T, S], the ``bias`` of ``mlxtx.cache.attention``."""
         distance = keys[None, :] - queries[:, None]
-        bucket = relative_bucket(distance, self.weight.shape[0], self._farthest, self._both_ways)
+        bucket = relative_bucket(distance, self.weight.shape[0], self._farthest)
         return self.weight[bucket].transpose(2, 0, 1)[None]

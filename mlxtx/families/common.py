@@ -120,7 +120,7 @@ class HubConfig(ConfigReader):
         self,
         width: str | int = "intermediate_size",
         activation: str = "silu",
-        keys: tuple[str, ...] = ("hidden_act",),
+        keys: tuple[str, ...] = ("hidden_activation", "hidden_act"),
         **fields: Any,
     ) -> FeedForwardConfig:
         """Gated unless ``fields`` say otherwise; ``width`` is a key or a number, ``activation``
@@ -133,6 +133,7 @@ class HubConfig(ConfigReader):
         self,
         width: str = "intermediate_size",
         shared: int | FeedForwardConfig | None = None,
+        shared_bias: bool = False,
         fields: dict[str, Any] | None = None,
         **routing: Any,
     ) -> ExpertsConfig:
@@ -141,7 +142,8 @@ class HubConfig(ConfigReader):
         fields = dict(fields or {})
         expert = fields["expert"] = fields.get("expert") or self.feed_forward(width)
         if isinstance(shared, int):
-            shared = replace(expert, width=expert.width * shared) if shared else None
+            both = {"width": expert.width * shared, "bias": shared_bias}
+            shared = replace(expert, **both) if shared else None
         names = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
         if "count" not in fields:
             fields["count"] = self.get(*names)

@@ -43,12 +43,14 @@ def latent_attention(
     return [attention] * config.layers
 
 
-def shared_experts(config: HubConfig, default: int = 1, **routing: Any) -> ExpertsConfig:
+def shared_experts(
+    config: HubConfig, default: int = 1, bias: bool = False, **routing: Any
+) -> ExpertsConfig:
     """Experts, some of which all tokens share, in DeepSeek's words."""
     config.ignore("aux_loss_alpha ep_size seq_aux")
     config.expect(moe_layer_freq=1)
     shared = config.get("n_shared_experts", default=default)
-    return config.experts("moe_intermediate_size", shared, **routing)
+    return config.experts("moe_intermediate_size", shared, bias, **routing)
 
 
 def sigmoid_experts(
@@ -69,9 +71,12 @@ def sigmoid_experts(
     )
 
 
-def dense_first(config: HubConfig, sparse: ExpertsConfig, default: int) -> list:
+def dense_first(config: HubConfig, sparse: ExpertsConfig, default: int, bias: bool = False) -> list:
     """Plain feed-forwards in the first layers, experts in the others."""
-    plain, dense = config.feed_forward(), config.get("first_k_dense_replace", default=default)
+    plain, dense = (
+        config.feed_forward(bias=bias),
+        config.get("first_k_dense_replace", default=default),
+    )
     return [plain if i < dense else sparse for i in range(config.layers)]
 
 
@@ -84,13 +89,15 @@ def ahead(config: HubConfig, decoder: DecoderConfig) -> DecoderConfig:
 def deepseek_v2(config: HubConfig) -> DecoderConfig:
     """Softmax routing; the best groups are those with the best single expert."""
     config.ignore("norm_topk_prob")  # neither the published code nor transformers normalises
-    config.expect(scoring_func="softmax", mlp_bias=False)
+    config.expect(scoring_func="softmax")
     config.expect(topk_method=("greedy", "group_limited_greedy"))
     limited = config.get("topk_method", default="greedy") != "greedy"
     groups, chosen = (config.get(name, default=1) for name in ("n_group", "topk_group"))
     limits = {"groups": groups, "chosen_groups": chosen} if limited else {}
     scaling = float(config.get("routed_scaling_factor", default=1.0))
-    body = dense_first(config, shared_experts(config, 2, scaling=scaling, **limits), 0)
+    bias = config.get("mlp_bias", default=False)
+    sparse = shared_experts(config, 2, bias, scaling=scaling, **limits)
+    body = dense_first(config, sparse, 0, bias)
     return config.decoder(config.rms_norm(), body, layers=latent_attention(config))
 
 
@@ -114,12 +121,12 @@ def glm4_moe_lite(config: HubConfig) -> DecoderConfig:
 
 def minicpm3(config: HubConfig) -> DecoderConfig:
     """Latent attention with multipliers on embeddings, residuals and logits."""
-    config.expect(mlp_bias=False)
+    bias = config.get("mlp_bias", default=False)
     depth = config.get("scale_depth", default=1.4)
     value_dim = config.width // config.heads
     return config.decoder(
         config.rms_norm(1e-5),
-        config.feed_forward(),
+        config.feed_forward(bias=bias),
         tied=True,
         block={"residual_multiplier": depth / config.layers**0.5},
         embedding={"multiplier": float(config.get("scale_emb", default=12))},

@@ -21,17 +21,14 @@ from mlxtx.naming.map import Rule
 from mlxtx.naming.rules import LAYER, OUTPUT_NORMS, names, outer, tensor
 from mlxtx.naming.transforms import Split
 
-GELU: dict[str, Any] = {
-    "keys": ("hidden_activation", "hidden_act"),
-    "activation": "gelu_pytorch_tanh",
-}
+GELU = "gelu_pytorch_tanh"
 
 
 def _gemma(config: HubConfig, **fields: Any) -> DecoderConfig:
     config.expect(use_bidirectional_attention=(None, False))
     return config.decoder(
         config.rms_norm(offset=1.0),
-        config.feed_forward(**GELU),
+        config.feed_forward(activation=GELU),
         tied=True,
         embedding={"multiplier": config.width**0.5},
         head_dim=config.head_dim(256),
@@ -43,30 +40,31 @@ def _gemma(config: HubConfig, **fields: Any) -> DecoderConfig:
 def gemma(config: HubConfig) -> DecoderConfig:
     """Its files say ``gelu`` where they mean the tanh form."""
     if config.get("hidden_act", "hidden_activation", default="gelu") == "gelu":
-        config.config["hidden_activation"] = "gelu_pytorch_tanh"
+        config.config["hidden_activation"] = GELU
     return _gemma(config, rope=config.rope(config.head_dim(256)))
 
 
-def _sandwich(config: HubConfig, final: float | None, cap: float | None, **attention: Any) -> Any:
-    """Norms around both branches, soft caps of logits and scores."""
+def _sandwich(config: HubConfig, final: float | None, **attention: Any) -> DecoderConfig:
+    """Norms around both branches, perhaps a soft cap of the logits."""
     return _gemma(
         config,
         block=behind(config.rms_norm(offset=1.0)),
         head={"softcap": config.nullable("final_logit_softcapping", final)},
-        softcap=config.nullable("attn_logit_softcapping", cap),
         scale=config.get("query_pre_attn_scalar", default=256) ** -0.5,
         **attention,
     )
 
 
 def gemma2(config: HubConfig) -> DecoderConfig:
-    """A window in every other layer."""
+    """A soft cap of the scores, a window in every other layer."""
     windows = config.windows(config.layer_types(config.every(2)), 4096)
-    return _sandwich(config, 30.0, 50.0, rope=config.rope(config.head_dim(256)), window=windows)
+    rope, cap = config.rope(config.head_dim(256)), config.nullable("attn_logit_softcapping", 50.0)
+    return _sandwich(config, 30.0, rope=rope, window=windows, softcap=cap)
 
 
 def gemma3_text(config: HubConfig) -> DecoderConfig:
     """Five layers with a window and a rotary base of their own to one that sees everything."""
+    config.ignore("attn_logit_softcapping")  # transformers reads it and does nothing with it
     step = config.get("sliding_window_pattern", "_sliding_window_pattern", default=6)
     types = config.layer_types(config.every(step))
     size = config.head_dim(256)
@@ -76,7 +74,6 @@ def gemma3_text(config: HubConfig) -> DecoderConfig:
     }
     return _sandwich(
         config,
-        None,
         None,
         rope=[ropes[kind] for kind in types],
         window=config.windows(types, 4096),
@@ -143,7 +140,7 @@ def gemma4_text(config: HubConfig) -> DecoderConfig:
     inner = config.nullable("hidden_size_per_layer_input", 256)
     first_sharing = config.layers - config.get("num_kv_shared_layers", default=0)
     wide = 2 if config.get("use_double_wide_mlp", default=False) else 1
-    gated = config.feed_forward(**GELU)
+    gated = config.feed_forward(activation=GELU)
     double = replace(gated, width=wide * gated.width)
     body = [gated if i < first_sharing else double for i in range(config.layers)]
     experts: dict[str, Any] = {}
@@ -167,7 +164,7 @@ def gemma4_text(config: HubConfig) -> DecoderConfig:
 
 def _gemma4_experts(config: HubConfig, norm: NormConfig) -> ExpertsConfig:
     """The router normalises its input and scales each expert's weight."""
-    expert = config.feed_forward("moe_intermediate_size", **GELU)
+    expert = config.feed_forward("moe_intermediate_size", GELU)
     return config.experts(fields={"expert": expert}, normalize=True, norm=norm, expert_scale=True)
 
 

@@ -184,9 +184,12 @@ def olmo2(config: HubConfig) -> DecoderConfig:
 
 
 def olmo3(config: HubConfig) -> DecoderConfig:
-    """Three layers with a window, and unscaled RoPE, to one that sees everything."""
+    """Three layers with a window, and unscaled RoPE of a fixed base, to one that sees everything."""
     types = config.layer_types(config.every(4))
-    ropes = {kind: config.rope(None, kind, theta=5e5) for kind in (SLIDING, FULL)}
+    ropes = {
+        SLIDING: config.rope(None, SLIDING, theta=5e5, theta_names=()),
+        FULL: config.rope(None, FULL, theta=5e5),
+    }
     windows = config.windows(types, 4096)
     return _output_norms(config, "width", rope=[ropes[kind] for kind in types], window=windows)
 

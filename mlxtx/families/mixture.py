@@ -68,10 +68,8 @@ def phimoe(config: HubConfig) -> DecoderConfig:
     rope = make_rope(parameters, config.head_dim(), config.context)
     if scaling := rope.scaling:
         if None in strengths or scaling.kind == "dynamic":
-            raise MlxtxError(
-                f"config.json: RoPE of type {scaling.kind!r} with short_mscale and long_mscale of"
-                f" {strengths} is not supported for phimoe (known: longrope, two numbers)"
-            )
+            said = f"rope_type {scaling.kind!r} with short_mscale and long_mscale of {strengths}"
+            raise MlxtxError(f"config.json: {said} is not supported (known: longrope, two numbers)")
         short, long = map(float, strengths)
         fields: dict[str, Any] = {"attention_factor": short, "long_factors": scaling.short_factors}
         if short != long:
@@ -119,9 +117,7 @@ def ernie4_5_moe(config: HubConfig) -> DecoderConfig:
     bias, count = config.get("use_bias", default=False), config.layers
     shared = config.get("moe_num_shared_experts", default=2)
     routed: dict[str, Any] = {"normalize": True, "correction_bias": True}
-    sparse = config.experts("moe_intermediate_size", shared, **routed)
-    if sparse.shared is not None:
-        sparse = replace(sparse, shared=replace(sparse.shared, bias=bias))
+    sparse = config.experts("moe_intermediate_size", shared, bias, **routed)
     first = config.get("moe_layer_start_index", default=1)
     last = config.get("moe_layer_end_index", default=-1) % count
     step = config.get("moe_layer_interval", default=1)
@@ -218,15 +214,10 @@ def afmoe(config: HubConfig) -> DecoderConfig:
     norm = config.rms_norm(1e-5)
     types = config.layer_types(config.every(config.get("global_attn_every_n_layers", default=4)))
     rope = config.rope(config.head_dim(128))
-    scaling = float(config.get("route_scale", default=1.0))
-    routed: dict[str, Any] = {
-        "scores": "sigmoid",
-        "normalize": True,
-        "normalize_eps": 1e-20,
-        "scaling": scaling,
-    }
+    routed: dict[str, Any] = {"scores": "sigmoid", "normalize": True, "correction_bias": True}
+    routed |= {"normalize_eps": 1e-20, "scaling": float(config.get("route_scale", default=1.0))}
     shared = config.get("num_shared_experts", default=2)
-    sparse = config.experts("moe_intermediate_size", shared, correction_bias=True, **routed)
+    sparse = config.experts("moe_intermediate_size", shared, **routed)
     dense, first = config.feed_forward(), config.get("num_dense_layers", default=1)
     wide = config.get("mup_enabled", default=False)
     return llama(

@@ -35,7 +35,7 @@ SWITCHES = """
     scale_attn_by_inverse_layer_idx scale_attn_weights tie_word_embeddings use_bias
     use_double_wide_mlp use_parallel_residual use_qk_norm use_qkv_bias use_sliding_window
     """
-WINDOWS = (None, 1, 2, 5, 11, 31, 47, 48, 60)
+WINDOWS = (None, 2, 3, 5, 11, 31, 47, 48, 60)
 ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "quick_gelu", "relu2")
 EPSILONS = (1e-3, 1e-5, 1e-8)
 FACTORS = (0.3, 1.0, 2.5)
@@ -60,6 +60,9 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "decoder_sparse_step": (1, 2, 3),
     "interleave_moe_layer_step": (1, 2),
     "query_pre_attn_scalar": (5, 64, 100),
+    "moe_topk": (1, 3),
+    "moe_k": (1, 3),
+    "scale_emb": (1, 7),
     "head_dim": (8, 10, 12, 20, 36),
 }
 
@@ -92,6 +95,7 @@ def varied(case: Case, sizes: Sizes, rng: random.Random, known: Mapping[str, Any
         settings["rope_parameters"] = nested or another_rope(rope, settings, sizes, rng)
         said = list(nested.values()) or [settings["rope_parameters"]]
         steps = any(one["rope_type"] in ("dynamic", "longrope") for one in said)
+        steps |= any("short_mscale" in one for one in said)
         if any(one["rope_type"] == "dynamic" for one in said):
             settings["max_position_embeddings"] = sizes.original_context
     if "rotary_dim" in settings:
@@ -121,4 +125,5 @@ def another_rope(given: Settings, settings: Settings, s: Sizes, rng: random.Rand
         )
     )
     drawn["rope_theta"] = rng.choice((100.0, 10000.0, 5e5))
+    drawn |= {name: given[name] for name in ("short_mscale", "long_mscale") if name in given}
     return drawn if partial is None else {**drawn, "partial_rotary_factor": partial}
