@@ -19,6 +19,7 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,9 @@ from typing import Any
 
 from mlxtx.errors import MlxtxError
 from mlxtx.events import Done, Event, Failed
+
+# Between two looks at whether a job that is held may go on.
+_HELD_SECONDS = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +138,14 @@ class Stop(Job):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pause(Job):
+    """Hold a long job number ``job`` at its next report, or let it go on (``on=False``)."""
+
+    job: int
+    on: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class Shutdown(Job):
     """Stop what runs, drop what waits and end the engine."""
 
@@ -153,6 +165,7 @@ class Engine:
         self._numbers = itertools.count(1)
         self._queue: queue.SimpleQueue[tuple[int, Job]] = queue.SimpleQueue()
         self._stopped: set[int] = set()
+        self._held: set[int] = set()
         self._closing = False
         self._state: dict[str, Any] = {}
         self._thread = threading.Thread(target=self._work, name="mlxtx-engine", daemon=True)
@@ -163,6 +176,8 @@ class Engine:
         number = next(self._numbers) if number is None else number
         if isinstance(job, Stop):
             self._stopped.add(job.job)
+        elif isinstance(job, Pause):
+            (self._held.add if job.on else self._held.discard)(job.job)
         else:
             self._closing = self._closing or isinstance(job, Shutdown)
             self._queue.put((number, job))
@@ -188,7 +203,7 @@ class Engine:
         def stopped() -> bool:
             return self._closing or number in self._stopped
 
-        return Running(self._state, emit, stopped)
+        return Running(self._state, emit, stopped, lambda: number in self._held)
 
 
 @dataclass(frozen=True)
@@ -198,15 +213,20 @@ class Running:
     state    lives as long as the engine: the model is kept there
     emit     says something
     stopped  tells whether the job should end
+    held     tells whether it should wait
     """
 
     state: dict[str, Any]
     emit: Callable[[Event], None]
     stopped: Callable[[], bool]
+    held: Callable[[], bool] = lambda: False
 
     def report(self, event: Event) -> None:
-        """The ``on_event`` of a long library call, which ends it when the job was stopped."""
+        """The ``on_event`` of a long library call: it waits while the job is held, and ends the
+        call when it was stopped."""
         self.emit(event)
+        while self.held() and not self.stopped():
+            time.sleep(_HELD_SECONDS)
         if self.stopped():
             raise Stopped
 

@@ -32,7 +32,7 @@ def _load(job: engine.Load, running: Running) -> Done:
         # The old model goes first: two at once may not fit.
         _unload(engine.Unload(), running)
         state.update(_loaded(job, running), key=key, adapter=None)
-    if state["adapter"] != job.adapter:
+    if state["adapter"] != _version(job.adapter):
         _switch_adapter(job.adapter, state)
     running.emit(
         Loaded(
@@ -55,7 +55,7 @@ def _loaded(job: engine.Load, running: Running) -> dict[str, Any]:
     from mlxtx.tuning.adapters import Adapters
 
     report = _without_loaded(running.report)
-    folder = resolve(_source(job.model), job.revision, on_event=report)
+    folder = resolve(job.model, job.revision, on_event=report)
     model = mlxtx.load(folder, on_event=report, **job.options)
     return {
         "model": model,
@@ -89,16 +89,17 @@ def _switch_adapter(folder: str | None, state: dict[str, Any]) -> None:
     state.pop("session", None)
     state["adapter"] = None
     adapters.use(None)
+    version = _version(folder)
     if folder is not None:
         adapters.use(adapters.load(folder, name=folder))
-    state["adapter"] = folder
+    state["adapter"] = version
 
 
-def _source(model: str) -> str | Path:
-    """A path or a Hub id: ``model`` itself, unless it is the name of the model in the package."""
-    from mlxtx.checkpoint.bundled import NAME, bundled_folder
-
-    return bundled_folder() if model == NAME else model
+def _version(folder: str | None) -> tuple[str, list[int]] | None:
+    """Which adapter, as it lies there now: a run that goes on writes over its own."""
+    if folder is None:
+        return None
+    return folder, [file.stat().st_mtime_ns for file in sorted(Path(folder).glob("adapter*"))]
 
 
 def _without_loaded(report: Callable[[Event], None]) -> Callable[[Event], None]:
@@ -240,7 +241,7 @@ def _download(job: engine.Download, running: Running) -> Done:
 def _plan(job: engine.Plan, running: Running) -> Done:
     from mlxtx.diagnostics import plan
 
-    return Done(reason="done", details=dict(plan(_source(job.model), **job.options)))
+    return Done(reason="done", details=dict(plan(job.model, **job.options)))
 
 
 def _convert(job: engine.Convert, running: Running) -> Done:
@@ -254,14 +255,14 @@ def _train(job: engine.Train, running: Running) -> Done:
     import mlxtx
 
     report = _without_loaded(running.report)
-    mlxtx.tune(_source(job.model), job.data, job.out, on_event=report, **job.options)
+    mlxtx.tune(job.model, job.data, job.out, on_event=report, **job.options)
     return Done(reason="done", details={"path": job.out})
 
 
 def _preview(job: engine.Preview, running: Running) -> Done:
     from mlxtx.tuning.finetune import preview
 
-    shown = preview(_source(job.model), job.data, **job.options)
+    shown = preview(job.model, job.data, **job.options)
     return Done(reason="done", details=dict(shown))
 
 

@@ -151,7 +151,7 @@ class EngineProcess:
         self.start()
         number = next(self._numbers) if number is None else number
         line = encode_job(number, job)
-        if not isinstance(job, (engine.Stop, Shutdown)):
+        if not isinstance(job, (engine.Stop, engine.Pause, Shutdown)):
             self._open.add(number)
         if self._process is None:
             self._unsent.append(line)

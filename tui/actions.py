@@ -57,8 +57,8 @@ ACTIONS = (
     Action("app", "theme", "Choose the colours", "", "theme", "[name]"),
     Action("app", "unload", "Unload the model: free its memory", "", "unload"),
     Action("app", "restart", "Restart the engine", "f8", "restart"),
-    Action("app", "command_palette", "Search all actions", "ctrl+p", hint="actions"),
     Action("app", "help", "Keys and commands", "f1", "help", hint="help"),
+    Action("app", "command_palette", "Search all actions", "ctrl+p", hint="actions"),
     Action("app", "quit", "Quit", "ctrl+q", "quit"),
     #
     Action("chat", "stop", "Stop the reply; else go to the messages", "escape",
@@ -107,6 +107,7 @@ ACTIONS = (
     Action("messages", "screen.write", "Back to the input", "i,tab", hint="write"),
     #
     Action("chats", "open", "Open", "enter", hint="open"),
+    Action("chats", "back", "Back", "escape,q", hint="back"),
     Action("chats", "search", "Search in all messages", "slash", hint="search"),
     Action("chats", "rename", "Rename", "r", hint="rename"),
     Action("chats", "pin", "Pin or unpin", "p", hint="pin"),
@@ -114,9 +115,9 @@ ACTIONS = (
     Action("chats", "undo", "Bring back what was deleted last", "u", hint="undo"),
     Action("chats", "export", "Export as JSON, all branches", "e", hint="export"),
     Action("chats", "import", "Import a chat", "i", hint="import"),
-    Action("chats", "back", "Back", "escape,q", hint="back"),
     #
     Action("models", "use", "Chat with it, or download it", "enter", hint="use"),
+    Action("models", "back", "Back", "escape,q", hint="back"),
     Action("models", "search", "Search", "slash", hint="search"),
     Action("models", "switch", "On this machine, or on the Hub", "t", hint="here/Hub"),
     Action("models", "filter", "All models, or only those in MLX format", "m"),
@@ -126,7 +127,6 @@ ACTIONS = (
     Action("models", "pause", "Pause the job, or go on with it", "p", hint="pause"),
     Action("models", "cancel", "Cancel the job", "x", hint="cancel"),
     Action("models", "delete", "Delete from this machine", "d,delete", hint="delete"),
-    Action("models", "back", "Back", "escape,q", hint="back"),
     #
     Action("train", "preview", "Look at the data first", "ctrl+r", hint="dry run"),
     Action("train", "start", "Start, pause, or go on", "ctrl+s", hint="start/pause"),

@@ -14,13 +14,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
-from mlxtx.engine import Convert, Download, Job, Stop, Train
+from mlxtx.engine import Convert, Download, Job, Pause, Stop, Train
 from mlxtx.events import Delta, Done, Event, Failed, Prefill, Progress, Stats
 
 RATE = 12.0
-# Seconds until a long job that was told to stop is ended with its process. A download goes on from
-# any byte; a training step may be long, and its state is worth the wait.
-_GRACE_SECONDS: dict[type[Job], float] = {Download: 1.0, Convert: 10.0, Train: 60.0}
+# Seconds until a long job that was told to stop is ended with its process. A download only takes
+# its half files away; a training step may be long, and its state is worth the wait.
+_GRACE_SECONDS: dict[type[Job], float] = {Download: 3.0, Convert: 10.0, Train: 60.0}
 
 Watcher = Callable[[Event], None]
 Ended = Callable[[str, str], None]
@@ -112,6 +112,11 @@ class Bridge:
         engine = self._make(self._take, lambda message, detail: None)
         self._long[number] = engine, _GRACE_SECONDS.get(type(job), 1.0)
         return engine.submit(job, number)
+
+    def hold(self, number: int, on: bool) -> None:
+        """Hold a long job, with all it has in hand, or let it go on."""
+        if number in self._long:
+            self._long[number][0].submit(Pause(job=number, on=on), next(self._numbers))
 
     def stop(self, number: int) -> None:
         """Ask for the end of a job; its ``Done`` or ``Failed`` still comes."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mlxtx.tui.bridge import Bridge
 from mlxtx.tui.clean import duration, one_line, size
 
-from mlxtx.engine import Job
+from mlxtx.engine import Download, Job
 from mlxtx.events import Done, Event, Failed, Progress
 
 Listener = Callable[["LongJob", Event | None], None]
@@ -29,6 +30,9 @@ class LongJob:
     path: str = ""
     # What goes on after a pause, where that is not the same job once more.
     again: Job | None = None
+    # A download is held where it is: what stops it throws away the file it was at.
+    held_since: float | None = None
+    held_seconds: float = 0.0
     listeners: list[Listener] = field(default_factory=list)
 
     @property
@@ -92,13 +96,28 @@ class Jobs:
 
     def pause(self, long_job: LongJob) -> None:
         """Stop it with its state kept, or go on with one that is paused."""
-        if long_job.state == "paused":
+        if long_job.held_since is not None:
+            self._let_go(long_job)
+        elif long_job.state == "paused":
             long_job.job = long_job.again or long_job.job
             self._run(long_job)
+        elif long_job.state == "running" and isinstance(long_job.job, Download):
+            self._bridge.hold(long_job.number, True)
+            long_job.state, long_job.held_since = "paused", time.monotonic()
+            self._changed(long_job)
         elif long_job.state == "running":
             self._stop(long_job, "pausing")
 
+    def _let_go(self, long_job: LongJob) -> None:
+        assert long_job.held_since is not None
+        long_job.held_seconds += time.monotonic() - long_job.held_since
+        long_job.state, long_job.held_since = "running", None
+        self._bridge.hold(long_job.number, False)
+        self._changed(long_job)
+
     def cancel(self, long_job: LongJob) -> None:
+        if long_job.held_since is not None:
+            self._let_go(long_job)
         if long_job.state == "paused":
             long_job.state = "cancelled"
             self._changed(long_job)
@@ -115,7 +134,8 @@ class Jobs:
         stopped = {"pausing": "paused", "cancelling": "cancelled"}.get(long_job.state)
         if isinstance(event, Progress):
             if event.stage != "sample":
-                long_job.progress = event
+                running = max(0.0, event.seconds - long_job.held_seconds)
+                long_job.progress = replace(event, seconds=running)
         elif isinstance(event, Done):
             ended = event.reason == "stopped"
             long_job.state = (stopped or "paused") if ended else "done"

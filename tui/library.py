@@ -155,18 +155,28 @@ def adapter_base(adapter: Path) -> str:
     """The model an adapter says it was made for, or ""."""
     try:
         config: Any = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
-        return str(config.get("base_model_name_or_path") or config.get("model") or "")
+        own = config.get("mlxtx", config)
+        return str(config.get("base_model_name_or_path") or own.get("model") or "")
     except (OSError, ValueError, AttributeError):
         return ""
 
 
 def forget_download(repo: str) -> None:
     """Remove what an unfinished download of ``repo`` has left in the Hub cache."""
-    folder = hub_cache() / ("models--" + repo.replace("/", "--"))
-    for part in _children(folder / "blobs", "*.incomplete"):
-        part.unlink(missing_ok=True)
+    folder = _cached_folder(repo)
+    forget_parts(repo)
     if not any(_children(folder / "snapshots", "*/*.safetensors")):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def forget_parts(repo: str) -> None:
+    """Remove half files of ``repo``: nobody goes on with those of a process that was killed."""
+    for part in _children(_cached_folder(repo) / "blobs", "*.incomplete"):
+        part.unlink(missing_ok=True)
+
+
+def _cached_folder(repo: str) -> Path:
+    return hub_cache() / ("models--" + repo.replace("/", "--"))
 
 
 def delete_model(model: LocalModel) -> int:

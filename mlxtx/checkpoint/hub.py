@@ -44,9 +44,10 @@ def resolve(
     "bundled" is the model in the package.
 
     revision: a branch, tag or commit of the repository. on_event: gets ``Progress`` events (stage
-    "download", bytes). An interrupted download goes on where it stopped. Without a network, what
-    is in the cache is used. Raises MlxtxError with what to do: no such folder, a gated or unknown
-    repository, no network, a full disk.
+    "download", bytes). A connection that breaks is taken up where it was; when a download is begun
+    again, files that are complete are not fetched again. Without a network, what is in the cache is
+    used. Raises MlxtxError with what to do: no such folder, a gated or unknown repository, no
+    network, a full disk.
     """
     if str(path_or_repo) == bundled.NAME:
         return bundled.bundled_folder()
@@ -169,7 +170,7 @@ def explained(repo: str, revision: str | None) -> Iterator[None]:
         if type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "requests"):
             raise MlxtxError(
                 f"the download of {repo}{at} broke off ({type(error).__name__}); run the same "
-                "command again, it goes on where it stopped"
+                "command again; what is complete is not fetched again"
             ) from error
         raise
 

@@ -6,21 +6,24 @@ import hashlib
 import json
 import re
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 
 @dataclass
 class Hub:
     """repos: id -> revision -> file name -> bytes. gated: ids that answer 403. cut: file names
-    whose next download breaks off in the middle. ranges: the Range headers that were seen.
-    uploads: id -> file name -> bytes."""
+    whose next download breaks off in the middle. held: file names whose whole downloads wait in the
+    middle until ``release`` is set. asked: the names of files that were sent. ranges: the Range headers that were seen. uploads: id -> file name -> bytes."""
 
     repos: dict[str, dict[str, dict[str, bytes]]]
     gated: set[str] = field(default_factory=set)
     cut: set[str] = field(default_factory=set)
+    held: set[str] = field(default_factory=set)
+    release: threading.Event = field(default_factory=threading.Event)
+    asked: list[str] = field(default_factory=list)
     ranges: list[str] = field(default_factory=list)
     uploads: dict[str, dict[str, bytes]] = field(default_factory=dict)
     blobs: dict[str, bytes] = field(default_factory=dict)
@@ -35,6 +38,7 @@ class Hub:
         try:
             yield self
         finally:
+            self.release.set()
             server.shutdown()
             server.server_close()
 
@@ -79,7 +83,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        if match := re.fullmatch(r"/api/models/(\w+/[\w.-]+)(?:/revision/(.+))?", path):
+        if path == "/api/models":
+            words = parse_qs(urlsplit(self.path).query).get("search", [""])[0]
+            self.say([{"id": repo, "tags": ["mlx"]} for repo in self.hub.repos if words in repo])
+        elif match := re.fullmatch(r"/api/models/(\w+/[\w.-]+)(?:/revision/(.+))?", path):
             repo, revision = match[1], match[2] or "main"
             if (files := self.files(repo, revision)) is not None:
                 siblings = [{"rfilename": name} for name in files]
@@ -114,6 +121,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.fail(404, "EntryNotFound")
             return
         content = files[name]
+        if self.command == "GET":
+            self.hub.asked.append(name)
         etag = f'"{hashlib.sha1(content).hexdigest()}"'
         headers = {"ETag": etag, "X_Repo_Commit": self.commit, "Accept_Ranges": "bytes"}
         wanted = self.headers.get("Range")
@@ -127,6 +136,12 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Content_Length"] = str(len(content))
             self.answer(200, content[: len(content) // 2], **headers)
             self.close_connection = True
+        elif name in self.hub.held and self.command == "GET":
+            headers["Content_Length"] = str(len(content))
+            self.answer(200, content[: len(content) // 2], **headers)
+            self.hub.release.wait()
+            with suppress(OSError):  # who asked may be gone
+                self.wfile.write(content[len(content) // 2 :])
         else:
             self.answer(200, content, **headers)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from mlxtx.tui.app import MlxtxApp
 
-from mlxtx.engine import Count, Download, Generate, Job, Load, Stop
+from mlxtx.engine import Count, Download, Generate, Job, Load, Pause, Stop
 from mlxtx.events import Delta, Done, Event, Failed, Loaded, Prefill, Stats
 
 # What a script yields: an event, or something to wait for: seconds, or a gate a test opens.
@@ -99,7 +99,7 @@ class ScriptedEngine:
     ) -> None:
         self.script, self.deliver, self.ended = script, deliver, ended
         self.stopped: set[int] = set()
-        self.killed = False
+        self.killed = self.held = False
         self._waiting: asyncio.Queue[tuple[int, Job]] | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -113,6 +113,8 @@ class ScriptedEngine:
         self.script.jobs.append(job)
         if isinstance(job, Stop):
             self.stopped.add(job.job)
+        elif isinstance(job, Pause):
+            self.held = job.on
         else:
             assert self._waiting is not None
             self._waiting.put_nowait((number, job))
@@ -125,11 +127,13 @@ class ScriptedEngine:
 
     async def _play(self, number: int, job: Job) -> None:
         for step in self.script.answers[type(job).__name__](job):
+            while self.held:
+                await asyncio.sleep(0.005)
             if isinstance(step, Event):
                 self.deliver(replace(step, job=number))
                 await asyncio.sleep(0)
             elif isinstance(step, asyncio.Event):
-                while not step.is_set() and number not in self.stopped:
+                while (self.held or not step.is_set()) and number not in self.stopped:
                     await asyncio.sleep(0.005)
             else:
                 await asyncio.sleep(step)
@@ -153,10 +157,12 @@ class ScriptedEngine:
         self.killed = True
 
 
-def make_app(folder: Path, script: Script | None = None, **options: Any) -> MlxtxApp:
-    """The app with its files in ``folder`` and a scripted engine."""
+def make_app(
+    folder: Path, script: Script | None = None, *, make_engine: Any = None, **options: Any
+) -> MlxtxApp:
+    """The app with its files in ``folder`` and a scripted engine, or ``make_engine``."""
     return MlxtxApp(
-        make_engine=script or Script(),
+        make_engine=make_engine or script or Script(),
         store_path=folder / "chats.db",
         settings_path=folder / "settings.toml",
         **options,

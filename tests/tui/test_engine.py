@@ -20,6 +20,7 @@ from mlxtx.engine import (
     Generate,
     Job,
     Load,
+    Pause,
     Plan,
     Running,
     Search,
@@ -109,6 +110,35 @@ def test_stop_ends_a_long_call_at_its_next_report(monkeypatch: pytest.MonkeyPatc
     engine.submit(Stop(job=number))
     end = events.wait_end(number)
     assert isinstance(end, Done) and end.reason == "stopped" and saved
+    engine.close()
+
+
+def test_a_job_that_is_held_waits_at_its_next_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    passed, go = threading.Semaphore(0), threading.Semaphore(0)
+
+    def work(job: Convert, running: Running) -> Done:
+        for done in range(3):
+            go.acquire()
+            running.report(Progress(stage="convert", done=done, total=3))
+            passed.release()
+        return Done(reason="done")
+
+    with_jobs(monkeypatch, Convert=work)
+    events = Events()
+    engine = Engine(events)
+    number = engine.submit(Convert(source="a", out="b"))
+    go.release()
+    assert passed.acquire(timeout=120)
+    engine.submit(Pause(job=number))
+    go.release()
+    assert not passed.acquire(timeout=0.3), "it is held"
+    engine.submit(Pause(job=number, on=False))
+    assert passed.acquire(timeout=120)
+    engine.submit(Pause(job=number))
+    go.release()
+    engine.submit(Stop(job=number))
+    end = events.wait_end(number)
+    assert isinstance(end, Done) and end.reason == "stopped"
     engine.close()
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -205,6 +207,14 @@ def test_preview_train_with_samples_and_switch_the_adapter(
     assert not [event for event in switched if isinstance(event, Progress)], "the base stays"
     changed = desk.text()
     assert changed != before
+    # The run goes on and writes over its adapter: the new one is read.
+    for file in (tmp_path / "a").glob("adapter*"):
+        shutil.copyfile(file, tmp_path / "b" / file.name)
+    weaker = json.loads((tmp_path / "b" / "adapter_config.json").read_text())
+    weaker["lora_parameters"]["scale"] = 0.0
+    (tmp_path / "b" / "adapter_config.json").write_text(json.dumps(weaker))
+    desk.run(Load(model=str(model), adapter=str(tmp_path / "b")))
+    assert desk.text() == before
     loaded(desk, model)
     assert desk.text() == before
     # An adapter that is no adapter leaves the base without one.
@@ -220,7 +230,7 @@ def test_training_is_paused_with_its_state_and_goes_on(
     options = {"iters": 4000, "batch_size": 1, "rank": 2, "report_every": 1}
     number = desk.engine.submit(Train(model=str(model), data=data, out=out, options=options))
     while len([e for e in desk.events.of(number) if isinstance(e, Progress)]) < 6:
-        pass
+        time.sleep(0.01)
     desk.engine.submit(Stop(job=number))
     end = desk.events.wait_end(number)
     assert isinstance(end, Done) and end.reason == "stopped"
@@ -228,7 +238,7 @@ def test_training_is_paused_with_its_state_and_goes_on(
     again = {**options, "resume": True}
     number = desk.engine.submit(Train(model=str(model), data=data, out=out, options=again))
     while not [e for e in desk.events.of(number) if getattr(e, "stage", "") == "train"]:
-        pass
+        time.sleep(0.01)
     first = next(e for e in desk.events.of(number) if getattr(e, "stage", "") == "train")
     desk.engine.submit(Stop(job=number))
     desk.events.wait_end(number)

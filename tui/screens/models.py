@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mlxtx.tui.actions import bindings
 from mlxtx.tui.clean import one_line, size
 from mlxtx.tui.jobs import LongJob
-from mlxtx.tui.library import LocalModel, delete_model, forget_download, local_models
+from mlxtx.tui.library import LocalModel, delete_model, forget_download, forget_parts, local_models
 from mlxtx.tui.screens.dialogs import Confirm
 from mlxtx.tui.widgets.bars import Hints, TitleBar
 from mlxtx.tui.widgets.rows import Column, Row, Rows
@@ -340,6 +340,8 @@ class ModelsScreen(Screen[None]):
     def job_changed(self, job: LongJob) -> None:
         if job.state == "cancelled" and job.kind == "download":
             forget_download(job.title)
+        elif job.state == "done" and job.kind == "download":
+            forget_parts(job.title)
         if not job.open:
             self._local = local_models(self.app.model_folders)
             self._redraw()

@@ -67,7 +67,7 @@ class TrainScreen(Screen[None]):
                 yield self.preview
         with self.run_view:
             yield self.plot
-            with VerticalScroll(id="samples", can_focus=True):
+            with self.samples:
                 yield self.said
         yield self.figures
         yield Hints("train")
@@ -82,6 +82,7 @@ class TrainScreen(Screen[None]):
         self.numbers = {name: Input(value, id=name, compact=True) for name, _, value in _NUMBERS}
         self.prompt = Input("", placeholder="none", id="prompt")
         self.preview = Static(_EMPTY, id="preview")
+        self.samples = VerticalScroll(id="samples", can_focus=True)
         self.plot, self.said, self.figures = LossPlot(), Static(id="said"), Static(id="figures")
 
     def on_mount(self) -> None:
@@ -119,6 +120,7 @@ class TrainScreen(Screen[None]):
         )
         if watching and run is not None and job is not None:
             self.plot.show(run.losses, run.validation)
+            self.samples.display = bool(run.samples or _tries(job))
             said = [_sample(*sample) for sample in reversed(run.samples)]
             waiting = Content.styled("What the adapter says is shown here.", "$foreground 60%")
             self.said.update(Content("\n\n").join(said) if said else waiting)
@@ -241,6 +243,11 @@ def _field(name: str, widget: Any) -> ComposeResult:
     with Horizontal(classes="field"):
         yield Static(name, classes="name")
         yield widget
+
+
+def _tries(job: LongJob) -> bool:
+    """Whether a prompt was given to try meanwhile."""
+    return isinstance(job.job, Train) and "sample_prompt" in job.job.options
 
 
 def _sample(step: int, prompt: str, text: str) -> Content:
