@@ -51,11 +51,14 @@ def attend_parts(
         return out
     rows = _plain_rows(parts)
     fused = fused_attention_available(q, spec)
-    if rows is not None and expand is None and (fused or _few_scores(q, rows[0], spec, step)):
+    if rows is not None and expand is None:
         keys, values = rows
         values = keys[..., : spec.value_dim] if values is None else values
-        mask = causal_mask(spec, step, keys.shape[2])
-        return attention(q, keys, values, spec=spec, mask=mask, sinks=sinks)
+        if not fused and sinks is None and _sees_all(q, spec, step):
+            return _one_query(q, keys, values, spec)
+        if fused or _few_scores(q, keys, spec, step):
+            mask = causal_mask(spec, step, keys.shape[2])
+            return attention(q, keys, values, spec=spec, mask=mask, sinks=sinks)
     return _OnlineAttention(q, spec, step, sinks).over(parts, expand)
 
 
@@ -65,6 +68,20 @@ def _first_seen(spec: AttentionSpec, step: Step, part: Part) -> int:
         return part.start
     assert spec.window is not None
     return min(part.stop, max(part.start, step.offset - spec.window + 1))
+
+
+def _sees_all(q: mx.array, spec: AttentionSpec, step: Step) -> bool:
+    """A single float32 query, of rows that are all within its reach."""
+    reach = spec.chunk is None and (spec.window is None or spec.only_window)
+    plain = spec.softcap is None and not spec.slopes and not step.left_padding
+    return q.shape[2] == 1 and q.dtype == mx.float32 and reach and plain
+
+
+def _one_query(q: mx.array, keys: mx.array, values: mx.array, spec: AttentionSpec) -> mx.array:
+    """Attention of a single query to all rows: heads that share keys are one product's rows."""
+    grouped = (q * spec.scale).reshape(q.shape[0], keys.shape[1], -1, q.shape[-1])  # [B, K, G, D]
+    weights = mx.softmax(grouped @ keys.swapaxes(-1, -2), axis=-1)
+    return (weights @ values).reshape(*q.shape[:3], -1)
 
 
 def _few_scores(q: mx.array, keys: mx.array, spec: AttentionSpec, step: Step) -> bool:

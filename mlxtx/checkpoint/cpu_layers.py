@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import time
 from functools import cache
+from itertools import groupby
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
+from mlxtx.cache.parts import evaluate
 from mlxtx.decoder.experts import ExpertLinear, QuantizedExpertLinear
 
 # Rows of input from which unpacking a quantized weight once beats one slow product a row.
@@ -44,6 +46,14 @@ def _rows(x: mx.array) -> int:
     return x.size // x.shape[-1]
 
 
+def _widened(x: mx.array, weight: mx.array) -> mx.array:
+    """x [..., I] @ weight [O, I] transposed, in float32 and back, of a weight that was just unpacked
+    or is widened here. Evaluated at once, or the graph would hold all such weights of a layer."""
+    y = _multiply(x.astype(mx.float32), weight.astype(mx.float32)).astype(x.dtype)
+    evaluate(y)
+    return y
+
+
 def _multiply(x: mx.array, weight: mx.array) -> mx.array:
     """x [..., I] @ weight [O, I] transposed, both float32."""
     if blas_is_fast() or _rows(x) < EXCHANGE_FROM:
@@ -58,7 +68,7 @@ class CpuLinear(nn.Linear):
         weight = self.weight
         half = weight.dtype in (mx.bfloat16, mx.float16) and x.dtype == weight.dtype
         if half and _rows(x) >= WIDEN_FROM and blas_is_fast():
-            y = _multiply(x.astype(mx.float32), weight.astype(mx.float32)).astype(x.dtype)
+            y = _widened(x, weight)
         elif weight.dtype == x.dtype == mx.float32:
             y = _multiply(x, weight)
         else:
@@ -79,7 +89,7 @@ def _quantized(layer: nn.Module, x: mx.array) -> mx.array | None:
         layer.mode,
         dtype=mx.float32,
     )
-    return _multiply(x.astype(mx.float32), weight).astype(x.dtype)
+    return _widened(x, weight)
 
 
 class CpuQuantizedLinear(nn.QuantizedLinear):
@@ -105,15 +115,14 @@ def _by_expert(layer: nn.Module, x: mx.array, chosen: mx.array, ordered: bool) -
     """One product for all rows of an expert, where rows lie in the order of their experts and are
     many: the gathered product runs row by row. What is chosen has to be known, so not while
     gradients are taken."""
-    experts = layer.weight.shape[0]
-    if layer.training or not ordered or chosen.size < EXPERT_ROWS * experts:
+    if layer.training or not ordered or chosen.size < EXPERT_ROWS * layer.weight.shape[0]:
         return None
-    ends = np.cumsum(np.bincount(np.array(chosen), minlength=experts))
     pieces, start = [], 0
-    for expert, end in enumerate(ends.tolist()):
-        if end > start:
-            rows = x[start:end, 0].astype(mx.float32)
-            pieces.append(_multiply(rows, layer.plain(expert)))
+    experts: Any = chosen.tolist()
+    for expert, same in groupby(experts):
+        end = start + len(list(same))
+        rows = x[start:end, 0].astype(mx.float32)
+        pieces.append(_multiply(rows, layer.plain(expert)))
         start = end
     return mx.concatenate(pieces)[:, None].astype(x.dtype)
 

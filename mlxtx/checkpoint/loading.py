@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ from mlxtx.checkpoint.weights import WeightPlan, describe
 from mlxtx.decoder.model import DecoderModel
 from mlxtx.errors import MlxtxError
 from mlxtx.events import Event, Progress
+from mlxtx.naming.map import Group
 
 # On a CPU a quantized model whose unpacked weights fill no more than this is faster unpacked.
 SMALL_MODEL_BYTES = 64 << 20
 # Groups of tensors are read together up to this many bytes: enough to keep the disk busy, little
 # beside a model, as what is cast or unpacked is in memory twice for that long.
-READ_BYTES = 16 << 20
+READ_BYTES = 8 << 20
 
 
 def load_model(
@@ -57,6 +58,7 @@ def build_model(
     on_event: Callable[[Event], None] | None = None,
 ) -> DecoderModel:
     """``load_model`` for an open checkpoint."""
+    checkpoint.read_ahead(READ_BYTES)
     model, plan, wanted = planned_model(checkpoint, dtype, unpack)
     fill(model, plan, wanted, on_event)
     if mx.default_device() == mx.Device(mx.cpu):
@@ -101,29 +103,41 @@ def fill(
     dtype: mx.Dtype | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> None:
-    """Read every parameter, evaluating a few groups at a time."""
+    """Read every parameter, a few groups at a time; the next ones are made ready meanwhile."""
     modules = dict(model.named_modules())
     modules[""] = model
     total = sum(plan.nbytes(group) for group in plan.groups)
-    started, done, pending = time.monotonic(), 0, 0
-    arrays: dict[str, mx.array] = {}
-    for group in plan.groups:
-        for name, array in plan.read(group).items():
-            if dtype is not None and mx.issubdtype(array.dtype, mx.floating):
-                array = array.astype(dtype)
-            arrays[name] = array
-        pending += plan.nbytes(group)
-        if pending < READ_BYTES and group is not plan.groups[-1]:
-            continue
-        mx.eval(list(arrays.values()))
-        for name, array in arrays.items():
-            path, _, key = name.rpartition(".")
-            modules[path][key] = array
-        arrays.clear()
-        done, pending = done + pending, 0
+    started, done = time.monotonic(), 0
+    reading: list[mx.array] = []
+    for groups in batched(plan):
+        arrays = []
+        for group in groups:
+            for name, array in plan.read(group).items():
+                if dtype is not None and mx.issubdtype(array.dtype, mx.floating):
+                    array = array.astype(dtype)
+                path, _, key = name.rpartition(".")
+                modules[path][key] = array
+                arrays.append(array)
+        mx.eval(reading)
+        mx.async_eval(arrays)
+        reading = arrays
+        done += sum(plan.nbytes(group) for group in groups)
         if on_event:
             seconds = time.monotonic() - started
             on_event(Progress(stage="load", done=done, total=total, unit="bytes", seconds=seconds))
+    mx.eval(reading)
+
+
+def batched(plan: WeightPlan) -> Iterator[list[Group]]:
+    """The plan's groups, READ_BYTES of them at a time."""
+    batch: list[Group] = []
+    size = 0
+    for group in plan.groups:
+        batch.append(group)
+        size += plan.nbytes(group)
+        if size >= READ_BYTES or group is plan.groups[-1]:
+            yield batch
+            batch, size = [], 0
 
 
 def float_dtype(dtype: str | mx.Dtype | None) -> mx.Dtype | None:

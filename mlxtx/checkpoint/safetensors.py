@@ -208,21 +208,33 @@ class Reader:
         # mx.load reads straight into the array's own memory, but it refuses the whole file for
         # one type that it does not know.
         self._plain = all(info.dtype in MLX_DTYPES for info in self.tensors.values())
-        self._lazy: dict[str, mx.array] | None = None
+        self._lazy: dict[str, mx.array] = {}
 
     def read(self, name: str) -> mx.array:
         """The tensor, lazy where MLX can read the file. 8-bit floats come as uint8, float64 as
         float32. A name can be read once more after it was taken: the file stays the source."""
-        import mlx.core as mx
-
         info = self.tensors[name]
         if not self._plain or 0 in info.shape:
             return self._read_bytes(info)
-        if self._lazy is None or name not in self._lazy:
-            loaded = mx.load(str(self.path), format="safetensors")
-            assert isinstance(loaded, dict)
-            self._lazy = loaded
+        if name not in self._lazy:
+            self._lazy = self._load()
         return self._lazy.pop(name)  # keeps no reference, so a used tensor's memory is free
+
+    def read_ahead(self, nbytes: int) -> None:
+        """Starts to read the first tensors, up to ``nbytes``, before they are asked for."""
+        import mlx.core as mx
+
+        if self._plain:
+            self._lazy = self._load()
+            stop = min(info.start for info in self.tensors.values()) + nbytes
+            mx.async_eval([self._lazy[n] for n, info in self.tensors.items() if info.end <= stop])
+
+    def _load(self) -> dict[str, mx.array]:
+        import mlx.core as mx
+
+        loaded = mx.load(str(self.path), format="safetensors")
+        assert isinstance(loaded, dict)
+        return loaded
 
     def read_rows(self, name: str, start: int, stop: int) -> mx.array:
         """Some rows of a tensor [..., O, I], counted over all axes but the last: [stop - start, I].

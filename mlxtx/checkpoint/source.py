@@ -94,6 +94,10 @@ class Checkpoint:
         """One tensor, lazy: its numbers are read when it is evaluated."""
         return self._readers[self._file_of[name]].read(name)
 
+    def read_ahead(self, nbytes: int) -> None:
+        """Starts to read the first tensors, up to ``nbytes``, while others go on."""
+        next(iter(self._readers.values())).read_ahead(nbytes)
+
     def read_rows(self, name: str, start: int, stop: int) -> mx.array:
         """Some rows of one tensor, see ``Reader.read_rows``."""
         return self._readers[self._file_of[name]].read_rows(name, start, stop)

@@ -7,7 +7,6 @@ from functools import lru_cache
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 
 from mlxtx.cache.step import Step
 from mlxtx.decoder.config import RopeConfig, RopeScaling, TemperatureConfig
@@ -79,11 +78,9 @@ class Rotary:
         """Positions are divided by these, [dims/2]; [B, dims/2] when rows of other lengths differ."""
         scaling = self.config.scaling
         if scaling is None or not scaling.depends_on_length:
-            return mx.array(wavelengths(self.config))
+            return wavelengths(self.config)
         tables = [wavelengths(self.config, length) for length in step.row_lengths]
-        if all(table is tables[0] for table in tables):
-            return mx.array(tables[0])
-        return mx.array(np.stack(tables))
+        return tables[0] if all(table is tables[0] for table in tables) else mx.stack(tables)
 
 
 def rotate(x: mx.array, wavelengths: mx.array, positions: mx.array, config: RopeConfig) -> mx.array:
@@ -109,7 +106,7 @@ def rotate(x: mx.array, wavelengths: mx.array, positions: mx.array, config: Rope
     return mx.concatenate([turned, x[..., config.dims :]], axis=-1)
 
 
-def wavelengths(config: RopeConfig, length: int = 0) -> np.ndarray:
+def wavelengths(config: RopeConfig, length: int = 0) -> mx.array:
     """What each position is divided by, float32 [dims/2] (2 pi times it is the wavelength).
 
     ``length`` is the number of tokens in the row, for scalings that follow it.
@@ -125,40 +122,41 @@ def wavelengths(config: RopeConfig, length: int = 0) -> np.ndarray:
 
 
 @lru_cache(maxsize=256)
-def _table(config: RopeConfig, length: int) -> np.ndarray:
+def _table(config: RopeConfig, length: int) -> mx.array:
     scaling, dims, base = config.scaling, config.dims, config.base
-    exponents = np.arange(0, dims, 2, dtype=np.float64) / dims
-    if scaling is None:
-        table = base**exponents
-    elif scaling.kind == "linear":
-        table = base**exponents * scaling.factor
-    elif scaling.kind == "dynamic":
+    if scaling is not None and scaling.kind == "dynamic":
         # NTK-aware: the base grows with the length beyond the trained context.
         stretch = scaling.factor * length / scaling.original_context - (scaling.factor - 1)
-        table = (base * stretch ** (dims / (dims - 2))) ** exponents
+        base *= stretch ** (dims / (dims - 2))
+    table = [base ** (channel / dims) for channel in range(0, dims, 2)]
+    if scaling is None or scaling.kind == "dynamic":
+        pass
+    elif scaling.kind == "linear":
+        table = [wave * scaling.factor for wave in table]
     elif scaling.kind == "longrope":
         factors = scaling.long_factors if length else scaling.short_factors
-        table = base**exponents * np.array(factors, dtype=np.float64)
+        table = [wave * factor for wave, factor in zip(table, factors, strict=True)]
     elif scaling.kind == "llama3":
-        table = _llama3(base**exponents, scaling)
+        table = [_llama3(wave, scaling) for wave in table]
     elif scaling.kind == "yarn":
-        table = _yarn(base, exponents, dims, scaling)
+        table = _yarn(table, base, scaling)
     else:  # proportional: the frequencies of the whole head, of which only the first turn
-        table = base**exponents * scaling.factor
-        table[int(scaling.turning * dims // 2) :] = np.inf
-    return (-table if config.backwards else table).astype(np.float32)
+        turning = int(scaling.turning * dims // 2)
+        table = [wave * scaling.factor if i < turning else math.inf for i, wave in enumerate(table)]
+    return mx.array([-wave for wave in table] if config.backwards else table)
 
 
-def _llama3(table: np.ndarray, scaling: RopeScaling) -> np.ndarray:
+def _llama3(wave: float, scaling: RopeScaling) -> float:
     """Llama 3.1: long wavelengths are stretched, short ones kept, those between blended."""
-    rotations = scaling.original_context / (2 * math.pi * table)
+    rotations = scaling.original_context / (2 * math.pi * wave)
     low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
-    blend = np.clip((rotations - low) / (high - low), 0, 1)
-    return 1 / ((1 - blend) / (table * scaling.factor) + blend / table)
+    blend = min(max((rotations - low) / (high - low), 0), 1)
+    return 1 / ((1 - blend) / (wave * scaling.factor) + blend / wave)
 
 
-def _yarn(base: float, exponents: np.ndarray, dims: int, scaling: RopeScaling) -> np.ndarray:
+def _yarn(table: list[float], base: float, scaling: RopeScaling) -> list[float]:
     """YaRN (Peng et al. 2023, https://arxiv.org/abs/2309.00071), section 3.2."""
+    dims = 2 * len(table)
 
     def channel(rotations: float) -> float:
         turns = scaling.original_context / (rotations * 2 * math.pi)
@@ -169,9 +167,11 @@ def _yarn(base: float, exponents: np.ndarray, dims: int, scaling: RopeScaling) -
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dims - 1)
     high = high + 0.001 if high == low else high
-    ramp = np.clip((np.arange(dims // 2) - low) / (high - low), 0, 1)
-    table = base**exponents
-    return 1 / (ramp / (scaling.factor * table) + (1 - ramp) / table)
+    ramps = [min(max((i - low) / (high - low), 0), 1) for i in range(len(table))]
+    return [
+        1 / (ramp / (scaling.factor * wave) + (1 - ramp) / wave)
+        for ramp, wave in zip(ramps, table, strict=True)
+    ]
 
 
 def yarn_amplitude(factor: float, multiplier: float = 1.0) -> float:
@@ -206,9 +206,12 @@ def query_temperature(config: TemperatureConfig, step: Step, dtype: mx.Dtype) ->
     return step.memo(("temperature", config), make).astype(dtype)
 
 
+@lru_cache(maxsize=4)
 def sinusoidal_table(rows: int, width: int) -> mx.array:
     """Sines in the first half of the channels, cosines in the second, [rows, width]
     (Vaswani et al. 2017, in the layout of tensor2tensor)."""
+    import numpy as np  # float64, for few families
+
     half = width // 2
     rates = np.exp(-math.log(10000.0) / (half - 1) * np.arange(half))
     angles = np.arange(rows)[:, None] * rates[None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
@@ -14,24 +14,25 @@ from mlxtx.families.family import Family
 _MODULES = ("llama", "layer_norm", "gemma", "gpt", "alibi", "deepseek", "mixture", "gpt_oss")
 
 
+def _each() -> Iterator[Family]:
+    for name in _MODULES:  # imported when it comes to them
+        yield from import_module(f"mlxtx.families.{name}").FAMILIES
+
+
 def families() -> dict[str, Family]:
     """Every family by its ``model_type``."""
-    found: dict[str, Family] = {}
-    for name in _MODULES:
-        for family in import_module(f"mlxtx.families.{name}").FAMILIES:
-            found[family.model_type] = family
-    return found
+    return {family.model_type: family for family in _each()}
 
 
 def family_for(config: Mapping[str, Any]) -> Family:
     """The family of a ``config.json``; an unknown one is an error that names the nearest."""
     model_type = config.get("model_type")
-    known = families()
-    if isinstance(model_type, str) and model_type in known:
-        return known[model_type]
+    for family in _each():
+        if family.model_type == model_type:
+            return family
     if model_type is None:
         raise MlxtxError("config.json has no model_type, so the model's family can't be told")
-    near = get_close_matches(str(model_type), known, n=3, cutoff=0.4)
+    near = get_close_matches(str(model_type), families(), n=3, cutoff=0.4)
     hint = f"; the nearest supported: {', '.join(near)}" if near else ""
     raise MlxtxError(
         f"model_type {model_type!r:.80} is not supported{hint} (mlxtx families lists them all)"

@@ -11,7 +11,6 @@ import mlx.core as mx
 
 from mlxtx.errors import MlxtxError
 from mlxtx.events import Delta, Done, Event, Prefill, Stats
-from mlxtx.generation.beam import beam_search
 from mlxtx.generation.loop import (
     PREFILL_CHUNK,
     TokenLogprob,
@@ -271,6 +270,8 @@ class Generation:
         yield index, Done(reason=row.reason or reason, stats=self.stats(index))
 
     def _run_beams(self) -> Iterator[tuple[int, Event]]:
+        from mlxtx.generation.beam import beam_search  # brings numpy, which takes a while
+
         options = self.options
         if self.session is not None or options.logprobs is not None:
             raise MlxtxError("beam search works without a session and without logprobs")

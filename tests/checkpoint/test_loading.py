@@ -265,5 +265,5 @@ def test_memory_peaks_near_the_weights(tmp_path):
     mx.reset_peak_memory()
     before = mx.get_active_memory()
     model, _ = load_model(tmp_path, "float32")
-    assert mx.get_peak_memory() - before < 2 * size + 1.5 * loading.READ_BYTES
+    assert mx.get_peak_memory() - before < 2 * size + 3 * loading.READ_BYTES
     del model
