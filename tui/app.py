@@ -110,8 +110,10 @@ class MlxtxApp(Services):
         # What was imported stays: looking through it again and again only makes pauses.
         gc.freeze()
         gc.enable()
-        for line in [*self._problems, *self.store.notices]:
-            self.tell(line, "warning", timeout=12)
+        for line in self.store.notices:
+            self.tell(line, "warning", timeout=20)
+        if self._problems:
+            self.tell("In the settings:\n" + "\n".join(self._problems), "warning", timeout=12)
         if self.chat is not None:
             self.chat.composer.sent = self.store.recent_texts()
         if self._open_last and (chats := self.store.chats(1)):

@@ -237,8 +237,13 @@ async def test_delete_a_message_and_undo(tmp_path: Path) -> None:
         await ask(pilot, "two")
         await pilot.press("escape", "k", "d")
         assert [m.text for m in app.chat.conversation.path()] == ["one", "Hello **there**."]
+        # The footer has the keys of where one is, and undo leaves one there.
+        assert "y copy" in screen_text(app) and "enter send" not in screen_text(app)
         await pilot.press("u")
         assert len(app.chat.conversation.path()) == 4
+        assert "y copy" in screen_text(app) and app.chat.transcript.has_focus
+        await pilot.press("i")
+        assert "enter send" in screen_text(app) and app.chat.composer.has_focus
 
 
 async def test_branch_makes_a_chat_of_its_own(tmp_path: Path) -> None:

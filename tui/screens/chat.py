@@ -38,6 +38,7 @@ _FIRST_KEYS = (
     ("@", "attach a file"),
     ("/", "commands"),
 )
+_SEND = (("enter", "send"),)
 # Wait for a pause in the typing before files are read and counted.
 _COUNT_DELAY = 0.4
 _CHARACTERS_A_TOKEN = 4
@@ -61,7 +62,7 @@ class ChatScreen(ChatActions):
         completions = Completions()
         self.title_bar, self.meters = TitleBar(), Meters()
         self.transcript, self.composer = Transcript(self._empty_lines), Composer(completions)
-        self.waiting = Static(id="waiting")
+        self.waiting, self.hints = Static(id="waiting"), Hints("chat", "app", extra=_SEND)
         yield self.title_bar
         yield self.transcript
         # In a wide terminal these stand under the column of text, not across the whole screen.
@@ -70,13 +71,19 @@ class ChatScreen(ChatActions):
             yield self.waiting
             yield self.composer
             yield self.meters
-            yield Hints("chat", "app", extra=(("enter", "send"),))
+            yield self.hints
 
     def on_mount(self) -> None:
         self.open(self.conversation)
         self.set_interval(SAVE_SECONDS, self._save)
 
     # What is shown
+
+    def on_descendant_focus(self) -> None:
+        if self.transcript.has_focus:
+            self.hints.choose("messages", "app")
+        else:
+            self.hints.choose("chat", "app", extra=_SEND)
 
     def open(self, conversation: Conversation) -> None:
         """Show another chat; a reply that still runs in the old one is stopped."""

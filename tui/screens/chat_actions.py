@@ -209,7 +209,10 @@ class ChatActions(Screen[None]):
             return
         conversation, numbers = what
         conversation.restore(numbers)
+        reading = self.transcript.has_focus
         self.open(conversation)
+        if reading:
+            self.transcript.focus()
 
     # Settings of this chat
 

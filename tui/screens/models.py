@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxtx.tui.actions import bindings
@@ -209,7 +210,7 @@ class ModelsScreen(Screen[None]):
             self.detail.update("")
             return
         model = self._model(row.key)
-        where = one_line(str(model.folder)) if model else f"{row.key} on the Hub"
+        where = _place(model) if model else f"{row.key} on the Hub"
         plan = self.app.plans.get(row.key, "")
         words = plan_words(plan) if isinstance(plan, dict) else one_line(plan)
         if plan == "…":
@@ -350,7 +351,18 @@ class ModelsScreen(Screen[None]):
     def _show_jobs(self) -> None:
         jobs = [job for job in self.app.jobs.all if job.kind != "train"][-4:]
         self.jobs.display = bool(jobs)
-        self.jobs.update(Content("\n").join(job_line(job) for job in jobs))
+        lines = [job_line(job) for job in jobs]
+        if any(job.open for job in jobs):
+            lines.append(Content.styled("p pauses and goes on, x cancels", "$foreground 60%"))
+        self.jobs.update(Content("\n").join(lines))
+
+
+def _place(model: LocalModel) -> str:
+    """Where a model lies, short: of the Hub cache the repository's folder."""
+    folder = model.folder.parent.parent if model.in_hub_cache else model.folder
+    if folder.is_relative_to(Path.home()):
+        folder = "~" / folder.relative_to(Path.home())
+    return one_line(str(folder))
 
 
 def job_line(job: LongJob) -> Content:

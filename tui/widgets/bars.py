@@ -170,14 +170,19 @@ class Hints(Bar):
         self._parts: list[Content] = []
 
     def on_mount(self) -> None:
+        self.choose(*self._areas, extra=self._extra)
+
+    def choose(self, *areas: str, extra: tuple[tuple[str, str], ...] = ()) -> None:
+        """Show the keys of ``areas``, after those of ``extra``."""
         chosen = getattr(self.app, "settings").keys  # noqa: B009
-        self._parts = [_hint(key, word) for key, word in self._extra]
-        for action in (a for area in self._areas for a in ACTIONS if a.area == area and a.hint):
+        self._parts = [_hint(key, word) for key, word in extra]
+        for action in (a for area in areas for a in ACTIONS if a.area == area and a.hint):
             name = action.name.removeprefix("screen.")
             target = "app" if action.area == "app" else "screen"
             click = Style.from_meta({"@click": f"{target}.{name}"})
             keys = key_name(keys_of(action, chosen))
             self._parts.append(_hint(keys, action.hint).stylize(click))
+        self.refresh()
 
     def render(self) -> Content:
         room = self.content_size.width
