@@ -80,11 +80,13 @@ def ministral3(config: HubConfig) -> DecoderConfig:
     return llama(config, 1e-5, 128, rope=defaults, window=window, temperature=grown)
 
 
-def qwen_windows(config: HubConfig) -> list[int | None]:
-    """A window counts only where it is switched on, and from a given layer on."""
+def qwen_windows(config: HubConfig, early: bool = False) -> list[int | None]:
+    """A window counts only where it is switched on, from a given layer on or, ``early``, in every
+    other layer before it."""
     on = config.get("use_sliding_window", default=False)
     first = config.get("max_window_layers", default=28)
-    types = [SLIDING if i >= first else FULL for i in range(config.layers)]
+    slide = [(i < first and i % 2 == 0) if early else i >= first for i in range(config.layers)]
+    types = [SLIDING if slides else FULL for slides in slide]
     windows = config.windows(config.layer_types(types), 4096)
     return windows if on else [None] * config.layers
 
@@ -106,7 +108,7 @@ def smollm3(config: HubConfig) -> DecoderConfig:
     types = config.layer_types([FULL if has or not on else SLIDING for has in turned])
     windows, rope = config.windows(types), config.rope(theta=2e6)
     ropes = [rope if has else None for has in turned]
-    return llama(config, tied=True, rope=ropes, window=windows if on else None)
+    return llama(config, tied=True, rope=ropes, window=windows)
 
 
 def seed_oss(config: HubConfig) -> DecoderConfig:

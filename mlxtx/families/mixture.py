@@ -43,12 +43,16 @@ def qwen2_moe(config: HubConfig) -> DecoderConfig:
     shared = config.feed_forward("shared_expert_intermediate_size")
     body = qwen_experts(config, shared=shared, fields={"shared_gate": True})
     bias = {"qkv_bias": config.get("qkv_bias", default=True), "output_bias": False}
-    return llama(config, window=qwen_windows(config), feed_forward=body, **bias)
+    return llama(config, window=qwen_windows(config, early=True), feed_forward=body, **bias)
 
 
 def qwen3_moe(config: HubConfig) -> DecoderConfig:
-    own = head_norm(config.rms_norm())
-    return llama(config, window=qwen_windows(config), feed_forward=qwen_experts(config), **own)
+    """A window, where it is switched on, holds for all layers."""
+    config.ignore("max_window_layers")
+    window, own = config.nullable("sliding_window", 4096), head_norm(config.rms_norm())
+    on = config.get("use_sliding_window", default=False)
+    body = qwen_experts(config)
+    return llama(config, window=window if on else None, feed_forward=body, **own)
 
 
 def olmoe(config: HubConfig) -> DecoderConfig:

@@ -35,7 +35,9 @@ def rope_parameters(
     nested = reader.get("rope_parameters", default=otherwise)  # some carry both generations
     parameters: dict[str, Any] = dict(reader.get("rope_scaling", default=None) or nested or {})
     if any(name in parameters for name in _LAYER_TYPES):
-        parameters = dict(parameters.get(layer_type or "full_attention") or {})
+        own = parameters.get(layer_type or "full_attention") or {}
+        # transformers asks for this one beside the layer types, so that within them it is not read.
+        parameters = {**own, "truncate": parameters.get("truncate")}
     elif layer_type is not None and layer_type != "full_attention":
         parameters = {}  # where layers differ, a flat scaling is that of the full ones
     kind = parameters.pop("rope_type", None) or parameters.pop("type", None) or "default"

@@ -842,6 +842,23 @@ case(
     ),
 )
 case(
+    "qwen2_moe_window",
+    "qwen2_moe",
+    lambda s: base(
+        s,
+        moe_intermediate_size=s.expert_width,
+        shared_expert_intermediate_size=s.expert_width,
+        num_experts=s.experts,
+        num_experts_per_tok=s.chosen,
+        norm_topk_prob=True,
+        qkv_bias=False,
+        use_sliding_window=True,
+        sliding_window=s.window,
+        max_window_layers=s.layers - 1,
+        rope_parameters=rope(1e6),
+    ),
+)
+case(
     "qwen3_moe",
     "qwen3_moe",
     lambda s: base(
@@ -852,6 +869,21 @@ case(
         num_experts_per_tok=s.chosen,
         norm_topk_prob=True,
         mlp_only_layers=[1],
+        rope_parameters=rope(1e6),
+    ),
+)
+case(
+    "qwen3_moe_window",
+    "qwen3_moe",
+    lambda s: base(
+        s,
+        head_dim=s.head_dim,
+        moe_intermediate_size=s.expert_width,
+        num_experts=s.experts,
+        num_experts_per_tok=s.chosen,
+        use_sliding_window=True,
+        sliding_window=s.window,
+        decoder_sparse_step=2,
         rope_parameters=rope(1e6),
     ),
 )

@@ -260,15 +260,14 @@ def _mixtral(legacy: Config) -> None:
 
 def _qwen2_moe(legacy: Config) -> None:
     legacy.pop("layer_types", None)
-    legacy["sliding_window"] = 32768
+    if not legacy["use_sliding_window"]:
+        legacy["sliding_window"] = 32768
 
 
 def _qwen3_moe(legacy: Config) -> None:
     if "num_local_experts" in legacy:
         legacy["num_experts"] = legacy.pop("num_local_experts")
-    legacy.update(max_window_layers=legacy["num_hidden_layers"], use_sliding_window=False)
-    legacy.pop("layer_types", None)
-    legacy["sliding_window"] = None
+    legacy["max_window_layers"] = legacy["num_hidden_layers"]
 
 
 def _phimoe(legacy: Config) -> None:
