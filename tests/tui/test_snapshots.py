@@ -67,6 +67,8 @@ def picture(snap_compare: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         async def run_before(pilot: Any) -> None:
             await wait_until(pilot, lambda: app.model.state == "ready")
             await steps(pilot)
+            # What lies behind a question is drawn from what was there when it was first painted.
+            app.screen.refresh()
             await pilot.pause()
 
         return bool(snap_compare(app, terminal_size=size, run_before=run_before))

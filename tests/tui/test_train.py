@@ -216,3 +216,18 @@ async def test_both_sizes(tmp_path: Path, size: tuple[int, int]) -> None:
         await pilot.press("ctrl+s")
         await wait_until(pilot, lambda: "step 100/200" in screen_text(app))
         assert all(len(row) <= size[0] for row in screen_text(app).split("\n"))
+
+
+async def test_another_model_than_the_one_that_answers_is_trained(tmp_path: Path) -> None:
+    script = Script(Train=training(asyncio.Event()), Preview=preview)
+    app = make_app(tmp_path, script)
+    async with app.run_test(size=(110, 34)) as pilot:
+        await open_form(pilot)
+        assert app.screen.query_one("#model").value == "bundled"
+        app.screen.query_one("#model").value = "org/other"
+        await pilot.press("ctrl+r")
+        await wait_until(pilot, lambda: script.submitted(Preview))
+        await pilot.press("ctrl+s")
+        await wait_until(pilot, lambda: script.submitted(Train))
+    assert script.submitted(Preview)[0].model == script.submitted(Train)[0].model == "org/other"
+    assert app.training.model == "org/other" and app.model.name == "bundled"

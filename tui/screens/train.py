@@ -58,6 +58,7 @@ class TrainScreen(Screen[None]):
                 yield self.data
                 yield Static("Run", classes="label")
                 yield self.run_name
+                yield from _field("model", self.model)
                 yield from _field("method", self.method)
                 for name, field in self.numbers.items():
                     yield from _field(name, field)
@@ -78,6 +79,7 @@ class TrainScreen(Screen[None]):
         place = "a JSONL file, a folder, a dataset"
         self.data = Input(self._given, placeholder=place, id="data")
         self.run_name = Input("", placeholder="its name", id="name")
+        self.model = Input(self.app.model.name, id="model", compact=True, select_on_focus=False)
         self.method = Choice(*_METHODS, id="method")
         self.numbers = {name: Input(value, id=name, compact=True) for name, _, value in _NUMBERS}
         self.prompt = Input("", placeholder="none", id="prompt")
@@ -151,6 +153,11 @@ class TrainScreen(Screen[None]):
                 return None
         return options
 
+    @property
+    def _model(self) -> str:
+        """What is trained: the model of the field, else the one that answers."""
+        return self.model.value.strip() or self.app.model.name
+
     def _data_path(self) -> str | None:
         text = self.data.value.strip()
         if not text:
@@ -166,7 +173,7 @@ class TrainScreen(Screen[None]):
             return
         self.preview.update("Reading the data…")
         self.app.bridge.forget(self._asked)
-        job = Preview(model=self.app.model.name, data=data, options=options)
+        job = Preview(model=self._model, data=data, options=options)
         self._asked = self.app.bridge.ask(job, self._take_preview)
 
     def _take_preview(self, event: Event) -> None:
@@ -191,7 +198,7 @@ class TrainScreen(Screen[None]):
             self.app.tell("The name of a run has letters, digits, - and _.", "warning")
             return
         out = self.app.runs_folder / name
-        old = read_run(self.app.model.name, out)
+        old = read_run(self._model, out)
         if old is not None:
             options["resume"] = True
             self.app.tell(f"{name} was begun before and goes on.")
@@ -200,8 +207,8 @@ class TrainScreen(Screen[None]):
         if prompt:
             options |= {"sample_prompt": prompt, "sample_every": options["validate_every"]}
         options["report_every"] = max(1, min(10, options["iters"] // 50))
-        run = self.app.training = old or TrainRun(self.app.model.name, out)
-        train = Train(model=self.app.model.name, data=data, out=str(out), options=options)
+        run = self.app.training = old or TrainRun(self._model, out)
+        train = Train(model=self._model, data=data, out=str(out), options=options)
         started = self.app.jobs.start("train", name, train, lambda job, event: run.take(event))
         started.again = replace(train, options={**options, "resume": True})
 
