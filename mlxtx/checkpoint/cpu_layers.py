@@ -65,12 +65,13 @@ def _multiply(x: mx.array, weight: mx.array) -> mx.array:
 
 class CpuLinear(nn.Linear):
     def __call__(self, x: mx.array) -> mx.array:
+        if _rows(x) < WIDEN_FROM:
+            return super().__call__(x)
         weight = self.weight
-        half = weight.dtype in (mx.bfloat16, mx.float16) and x.dtype == weight.dtype
-        if half and _rows(x) >= WIDEN_FROM and blas_is_fast():
-            y = _widened(x, weight)
-        elif weight.dtype == x.dtype == mx.float32:
+        if weight.dtype == x.dtype == mx.float32:
             y = _multiply(x, weight)
+        elif weight.dtype in (mx.bfloat16, mx.float16) and x.dtype == weight.dtype:
+            y = _widened(x, weight) if blas_is_fast() else x @ weight.T
         else:
             y = x @ weight.T
         return y + self.bias if "bias" in self else y
@@ -115,7 +116,7 @@ def _by_expert(layer: nn.Module, x: mx.array, chosen: mx.array, ordered: bool) -
     """One product for all rows of an expert, where rows lie in the order of their experts and are
     many: the gathered product runs row by row. What is chosen has to be known, so not while
     gradients are taken."""
-    if layer.training or not ordered or chosen.size < EXPERT_ROWS * layer.weight.shape[0]:
+    if not ordered or layer.training or chosen.size < EXPERT_ROWS * layer.weight.shape[0]:
         return None
     pieces, start = [], 0
     experts: Any = chosen.tolist()

@@ -161,7 +161,7 @@ class Router(nn.Module):
 
 def _top(scores: mx.array, count: int) -> mx.array:
     # Which experts are chosen has no gradient; without saying so the backward pass fails.
-    return mx.argpartition(-mx.stop_gradient(scores), kth=count - 1, axis=-1)[..., :count]
+    return mx.argpartition(mx.stop_gradient(scores), kth=-count, axis=-1)[..., -count:]
 
 
 def _keep_groups(scores: mx.array, config: RouterConfig) -> mx.array:

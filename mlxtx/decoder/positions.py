@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import mlx.core as mx
@@ -42,7 +42,7 @@ class Rotary:
     def _rotate(self, amplitude: float | mx.array | None, x: mx.array, step: Step) -> mx.array:
         if amplitude is not None:
             x = (x * amplitude).astype(x.dtype)
-        wavelengths = step.memo(("rope", self.config), lambda: self._wavelengths(step))
+        wavelengths = self._wavelengths(step)
         if step.positions is not None or wavelengths.ndim > 1:
             return rotate(x, wavelengths, step.query_positions, self.config)
         return mx.fast.rope(
@@ -57,7 +57,7 @@ class Rotary:
 
     def kernel_arguments(self, step: Step, batch: int) -> dict[str, Any] | None:
         """This rotation for the kernel ``mlxtx.metal_kernels.rope``; None if it cannot do it."""
-        wavelengths = step.memo(("rope", self.config), lambda: self._wavelengths(step))
+        wavelengths = self._wavelengths(step)
         amplitude = self._amplitude(step)
         if self.config.tail or step.positions is not None or wavelengths.ndim > 1:
             return None
@@ -78,9 +78,17 @@ class Rotary:
         """Positions are divided by these, [dims/2]; [B, dims/2] when rows of other lengths differ."""
         scaling = self.config.scaling
         if scaling is None or not scaling.depends_on_length:
-            return wavelengths(self.config)
-        tables = [wavelengths(self.config, length) for length in step.row_lengths]
-        return tables[0] if all(table is tables[0] for table in tables) else mx.stack(tables)
+            return self._fixed
+
+        def of_rows() -> mx.array:
+            tables = [wavelengths(self.config, length) for length in step.row_lengths]
+            return tables[0] if all(table is tables[0] for table in tables) else mx.stack(tables)
+
+        return step.memo(("rope", self.config), of_rows)
+
+    @cached_property
+    def _fixed(self) -> mx.array:
+        return wavelengths(self.config)
 
 
 def rotate(x: mx.array, wavelengths: mx.array, positions: mx.array, config: RopeConfig) -> mx.array:
