@@ -23,9 +23,10 @@ from mlxtx.naming.map import Group
 
 # On a CPU a quantized model whose unpacked weights fill no more than this is faster unpacked.
 SMALL_MODEL_BYTES = 64 << 20
-# Groups of tensors are read together up to this many bytes: enough to keep the disk busy, little
-# beside a model, as what is cast or unpacked is in memory twice for that long.
-READ_BYTES = 8 << 20
+# Groups of tensors are read together up to this many bytes, which keeps the disk busy. What is cast
+# on the way is in memory twice for that long, so where all is, they are fewer.
+READ_BYTES = 128 << 20
+CAST_BYTES = 8 << 20
 
 
 def load_model(
@@ -58,9 +59,10 @@ def build_model(
     on_event: Callable[[Event], None] | None = None,
 ) -> DecoderModel:
     """``load_model`` for an open checkpoint."""
-    checkpoint.read_ahead(READ_BYTES)
+    at_once = READ_BYTES if dtype is None else CAST_BYTES
+    checkpoint.read_ahead(at_once)
     model, plan, wanted = planned_model(checkpoint, dtype, unpack)
-    fill(model, plan, wanted, on_event)
+    fill(model, plan, wanted, at_once, on_event)
     if mx.default_device() == mx.Device(mx.cpu):
         adapt_to_cpu(model)
     model.eval()
@@ -100,16 +102,17 @@ def quantize_modules(model: nn.Module, quantizations: Mapping[str, Quantization]
 def fill(
     model: nn.Module,
     plan: WeightPlan,
-    dtype: mx.Dtype | None = None,
+    dtype: mx.Dtype | None,
+    at_once: int,
     on_event: Callable[[Event], None] | None = None,
 ) -> None:
-    """Read every parameter, a few groups at a time; the next ones are made ready meanwhile."""
+    """Read every parameter, ``at_once`` bytes at a time; the next are made ready meanwhile."""
     modules = dict(model.named_modules())
     modules[""] = model
     total = sum(plan.nbytes(group) for group in plan.groups)
     started, done = time.monotonic(), 0
     reading: list[mx.array] = []
-    for groups in batched(plan):
+    for groups in batched(plan, at_once):
         arrays = []
         for group in groups:
             for name, array in plan.read(group).items():
@@ -128,14 +131,14 @@ def fill(
     mx.eval(reading)
 
 
-def batched(plan: WeightPlan) -> Iterator[list[Group]]:
-    """The plan's groups, READ_BYTES of them at a time."""
+def batched(plan: WeightPlan, at_once: int) -> Iterator[list[Group]]:
+    """The plan's groups, ``at_once`` bytes of them together."""
     batch: list[Group] = []
     size = 0
     for group in plan.groups:
         batch.append(group)
         size += plan.nbytes(group)
-        if size >= READ_BYTES or group is plan.groups[-1]:
+        if size >= at_once or group is plan.groups[-1]:
             yield batch
             batch, size = [], 0
 
