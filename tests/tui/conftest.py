@@ -31,7 +31,14 @@ async def _settled(min_sleep: float = 0, max_sleep: float = 30.0) -> None:
         await asyncio.sleep(0)
         queues = [pump._message_queue for pump in (app, *app._registry)]
         waiting = all(q.empty() and q.ready_event._waiters for q in queues)
-        painted = not (app.screen._callbacks or app.screen._dirty_widgets)
+        screen = app.screen
+        painted = not (
+            screen._callbacks
+            or screen._dirty_widgets
+            or screen._layout_required
+            or screen._repaint_required
+            or screen._scroll_required
+        )
         quiet = quiet + 1 if waiting and painted else 0
 
 
