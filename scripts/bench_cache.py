@@ -3,9 +3,10 @@
     python scripts/bench_cache.py
     python scripts/bench_cache.py --peer-python ENV/bin/python --contexts 2048,4096,8192
 
-Each case runs in a process of its own, mlxtx and the peer by turns, on a small random Llama whose
-attention dominates (4 layers, 8 query and 2 key/value heads of 64). Peaks are bytes above the
-weights, as MLX counts them. On a CPU give both sides the same BLAS (LD_PRELOAD=libopenblas.so.0).
+Each run is a process of its own, mlxtx and the peer by turns in every round (``--repeat``), on a
+small random Llama whose attention dominates (4 layers, 8 query and 2 key/value heads of 64). Peaks
+are bytes above the weights, as MLX counts them. On a CPU give both sides the same BLAS
+(LD_PRELOAD=libopenblas.so.0).
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--contexts", default="2048,4096,8192", help="prompt lengths, in tokens")
     parser.add_argument("--kv", default="plain,k8v8g64,k4v4g64", help="cache settings")
     parser.add_argument("--tokens", type=int, default=32, help="tokens to decode")
-    parser.add_argument("--repeat", type=int, default=1, help="runs of each case; medians are told")
+    parser.add_argument(
+        "--repeat", type=int, default=1, help="rounds of all cases; medians are told"
+    )
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--peer-python", help="a Python with mlx-lm, to be measured by turns")
     parser.add_argument("--second-turn", type=int, metavar="N", help="a chat of N tokens, instead")
@@ -55,41 +58,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.worker:
         print(json.dumps(WORKERS[args.worker](json.loads(sys.stdin.read()))))
         return 0
-    rows = []
     if args.second_turn:
-        for kv in args.kv.split(","):
-            case = {"context": args.second_turn, "kv": kv, "dtype": args.dtype, "tokens": 8}
-            rows.append(measure("second turn", sys.executable, case, args.repeat))
+        sides, contexts, tokens = [("second turn", sys.executable)], [args.second_turn], 8
     else:
         sides = [("mlxtx", sys.executable)]
         sides += [("mlx-lm", args.peer_python)] if args.peer_python else []
-        for context in map(int, args.contexts.split(",")):
-            for kv in args.kv.split(","):
-                case = {"context": context, "kv": kv, "dtype": args.dtype, "tokens": args.tokens}
-                rows += [measure(name, python, case, args.repeat) for name, python in sides]
+        contexts, tokens = [int(n) for n in args.contexts.split(",")], args.tokens
+    rows: list[dict[str, Any]] = []
+    for context in contexts:
+        cases = [
+            (side, python, {"context": context, "kv": kv, "dtype": args.dtype, "tokens": tokens})
+            for kv in args.kv.split(",")
+            for side, python in sides
+        ]
+        rounds = [[measure(*case) for case in cases] for _ in range(args.repeat)]
+        rows += [
+            {"side": side, **case}
+            | {key: statistics.median(r[key] for r in runs) for key in runs[0]}
+            for (side, _, case), runs in zip(cases, zip(*rounds, strict=True), strict=True)
+        ]
     print_table(rows)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=2) + "\n")
     return 0
 
 
-def measure(side: str, python: str, case: dict[str, Any], repeat: int) -> dict[str, Any]:
-    """The medians of ``repeat`` runs in fresh processes."""
-    runs = []
-    for _ in range(repeat):
-        done = subprocess.run(
-            [python, os.path.abspath(__file__), "--worker", side],
-            input=json.dumps(case),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise SystemExit(f"{side} failed:\n{done.stderr[-2000:]}")
-        runs.append(json.loads(done.stdout.splitlines()[-1]))
-    medians = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
-    print(f"{side}: {case} {medians}", file=sys.stderr, flush=True)
-    return {"side": side, **case, **medians}
+def measure(side: str, python: str, case: dict[str, Any]) -> dict[str, float]:
+    """The figures of one run in a fresh process."""
+    done = subprocess.run(
+        [python, os.path.abspath(__file__), "--worker", side],
+        input=json.dumps(case),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(f"{side} failed:\n{done.stderr[-2000:]}")
+    figures = json.loads(done.stdout.splitlines()[-1])
+    print(f"{side}: {case} {figures}", file=sys.stderr, flush=True)
+    return figures
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
