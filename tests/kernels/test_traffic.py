@@ -9,10 +9,10 @@ from mlxtx.metal_kernels.attention_decode import query_tile
 
 from scripts import count_traffic
 
-from .on_emulator import needs_emulator
+from .on_emulator import needs_counters
 
 
-@needs_emulator
+@needs_counters
 @pytest.mark.parametrize("dims, group, cache", count_traffic.CASES, ids=str)
 def test_each_cache_byte_is_read_once_for_its_tile_of_query_rows(dims, group, cache):
     counts = count_traffic.count_ours(dims, group, cache)
@@ -25,7 +25,7 @@ def test_each_cache_byte_is_read_once_for_its_tile_of_query_rows(dims, group, ca
         assert counts["read_lines"] <= 1.1 * times * counts["minimum_lines"]
 
 
-@needs_emulator
+@needs_counters
 @pytest.mark.parametrize("group", [1, 4, 8])
 def test_mlx_reads_the_keys_again_for_each_query_head(group):
     counts = count_traffic.count_mlx(128, group)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 import os
 import platform
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,13 +46,25 @@ class CompileError(Exception):
     """The kernel's text is not what Metal (as clang knows it) accepts."""
 
 
-def missing() -> str | None:
-    """Why the emulator cannot run here, and how to get it; None when it can."""
+def missing(mode: str = "checked") -> str | None:
+    """Why the emulator cannot run here in this mode, and how to get it; None when it can."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return "the Metal emulator runs on x86-64 Linux only"
-    if not shutil.which(CLANG) or not shutil.which(SYMBOLIZER):
-        return "the Metal emulator needs clang 19: apt-get install clang-19 llvm-19"
-    return None
+    if shutil.which(CLANG) and shutil.which(SYMBOLIZER):
+        return None
+    if mode == "plain" and importlib.util.find_spec("ziglang"):
+        return None
+    other = ", or for the plain mode: pip install ziglang" if mode == "plain" else ""
+    return f"the Metal emulator needs clang 19: apt-get install clang-19 llvm-19{other}"
+
+
+def compiler(*flags: str) -> list[str]:
+    """A command that compiles: clang 19, or the clang of the ziglang wheel, which has no sanitizer
+    and so no hooks. Its first call builds what it links, which takes a minute or two."""
+    if shutil.which(CLANG):
+        return [CLANG, *flags]
+    zig = [sys.executable, "-m", "ziglang", "c++", "-fno-sanitize=undefined"]
+    return zig + [flag.replace("x86-64-v3", "x86_64_v3") for flag in flags]
 
 
 def cache_folder() -> Path:
@@ -78,7 +92,7 @@ def toolchain_hash() -> str:
     for path in sorted(HERE.rglob("*")):
         if path.suffix in (".h", ".cpp") or path.name in ("compiler.py",):
             digest.update(path.read_bytes())
-    digest.update(subprocess.check_output([CLANG, "--version"]))
+    digest.update(subprocess.check_output(compiler("--version")))
     return digest.hexdigest()
 
 
@@ -143,7 +157,7 @@ def preprocess(source: str) -> str:
     kept = cache_folder() / f"{key}.i"
     if kept.exists():
         return kept.read_text()
-    command = [CLANG, "-E", "-x", "c++", "-std=c++17", "-nostdinc", "-D__METAL_VERSION__=320"]
+    command = compiler("-E", "-x", "c++", "-std=c++17", "-nostdinc", "-D__METAL_VERSION__=320")
     command += ["-D__METAL__", f"-I{HERE / 'stubs'}", f"-I{mlx_include()}", "-"]
     text = run(command, source)
     write_atomically(kept, text.encode())
@@ -247,16 +261,16 @@ def compile_library(text: str, library: Path, hooks: bool) -> None:
     """Two stages: the address spaces live in the type check and are gone before optimisation."""
     with tempfile.TemporaryDirectory() as folder:
         plain, stripped = Path(folder, "kernel.ll"), Path(folder, "stripped.ll")
-        command = [CLANG, *LANGUAGE, "-O2", "-Xclang", "-disable-llvm-passes", "-S", "-emit-llvm"]
+        command = compiler(*LANGUAGE, "-O2", "-Xclang", "-disable-llvm-passes", "-S", "-emit-llvm")
         command += ["-gline-tables-only", "-fPIC", "-include", str(HERE / "shim.h"), "-"]
         command += ["-o", str(plain), *(HOOKS[:1] if hooks else [])]
         run(command, text)
         stripped.write_text(strip_address_spaces(plain.read_text()))
         object_file = Path(folder, "kernel.o")
         flags = OPTIMISE + (HOOKS if hooks else [])
-        run([CLANG, *flags, "-c", "-x", "ir", str(stripped), "-o", str(object_file)])
+        run(compiler(*flags, "-c", str(stripped), "-o", str(object_file)))
         partial = library.with_suffix(f".{os.getpid()}.part")
-        run([CLANG, "-shared", str(object_file), "-o", str(partial)])
+        run(compiler("-shared", str(object_file), "-o", str(partial)))
         partial.replace(library)
 
 
@@ -285,8 +299,8 @@ def runtime_library() -> Path:
     library = cache_folder() / f"runtime-{key}.so"
     if not library.exists():
         partial = library.with_suffix(f".{os.getpid()}.part")
-        command = [CLANG, "-O2", "-std=c++17", "-fPIC", "-shared", str(HERE / "runtime.cpp")]
-        run([*command, "-o", str(partial)])
+        flags = ["-O2", "-std=c++17", "-fPIC", "-shared", str(HERE / "runtime.cpp")]
+        run(compiler(*flags, "-o", str(partial)))
         partial.replace(library)
     return library
 
