@@ -154,12 +154,13 @@ def estimate_table() -> str:
     return "\n".join(lines)
 
 
-def replace_table(name: str, table: str) -> None:
-    text = PAGE.read_text()
+def replace_table(name: str, table: str, page: Path = PAGE) -> None:
+    """Put a table between its marks in a page."""
+    text = page.read_text()
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     pattern = re.escape(begin) + ".*?" + re.escape(end)
     new = re.sub(pattern, lambda _: f"{begin}\n\n{table}\n\n{end}", text, flags=re.S)
-    PAGE.write_text(new)
+    page.write_text(new)
 
 
 if __name__ == "__main__":
