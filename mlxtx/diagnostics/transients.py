@@ -1,7 +1,9 @@
 """What a forward pass holds for a moment, above weights and cache.
 
-On a CPU the numbers were measured (``tests/diagnostics/test_plan.py`` repeats some of them): MLX hands out the memory of a few operations ahead of the one that runs, so a pass holds
-several arrays of the stream at once. On a GPU they are counted from the graph and unmeasured.
+On a CPU the numbers were measured (``tests/diagnostics/test_plan.py`` repeats some of them, and
+``scripts/count_memory.py`` larger ones): MLX hands out the memory of a few operations ahead of the
+one that runs, so a pass holds several arrays of the stream at once. On a GPU they are counted from
+the graph and unmeasured.
 """
 
 from __future__ import annotations
@@ -15,8 +17,10 @@ from mlxtx.decoder.config import DecoderConfig, ExpertsConfig, LatentAttentionCo
 # Arrays of each kind that are alive at once on a CPU, fitted to measured peaks.
 STREAM, INNER = 7.4, 2.15  # the feed-forward phase: [N, D] and [N, F]
 QUERIES, ROWS = 4.07, 2.0  # the attention phase: [N, H d] and [N, K d] in float32
+NORMED = 1.0  # more [N, H d] in float32 where heads are normalised
+WINDOWED = 1.5  # and where layers have a window, in either phase
 SLICES = 8.2  # of scores: SCORES_AT_A_TIME numbers in float32
-OVERLAP = 0.1  # of the smaller phase, which is not over when the other begins
+OVERLAP = 0.2  # of the smaller phase, which is not over when the other begins
 UNPACKED = 2.0  # packed weights that are unpacked at once
 
 
@@ -67,11 +71,15 @@ def prefill_bytes(
         return tokens * itemsize * max(feed_forward, attention) + logits
     inside = tokens * itemsize * (STREAM * wide.stream + INNER * wide.inner)
     inside += UNPACKED * unpacked * 4
-    across = tokens * 4 * (QUERIES * wide.queries + ROWS * wide.rows + wide.stream)
+    layers = [block.attention for block in config.blocks]
+    queries = QUERIES + (NORMED if any(getattr(a, "q_norm", None) for a in layers) else 0)
+    across = tokens * 4 * (queries * wide.queries + ROWS * wide.rows + wide.stream)
     heads = max(block.attention.heads for block in config.blocks)
     slice_of_scores = min(SCORES_AT_A_TIME, heads * min(tokens, QUERIES_AT_A_TIME) * context)
     across += SLICES * slice_of_scores * 4
-    return round(max(inside, across) + OVERLAP * min(inside, across)) + logits
+    windowed = WINDOWED if any(getattr(a, "window", None) for a in layers) else 0
+    both = max(inside, across) + OVERLAP * min(inside, across)
+    return round(both + windowed * tokens * 4 * wide.queries) + logits
 
 
 def training_bytes(
