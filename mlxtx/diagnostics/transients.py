@@ -21,7 +21,7 @@ NORMED = 1.0  # more [N, H d] in float32 where heads are normalised
 WINDOWED = 1.5  # and where layers have a window, in either phase
 SLICES = 8.2  # of scores: SCORES_AT_A_TIME numbers in float32
 OVERLAP = 0.2  # of the smaller phase, which is not over when the other begins
-UNPACKED = 2.0  # packed weights that are unpacked at once
+UNPACKED = 1.0  # packed weights that are unpacked at once
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ def prefill_bytes(
     slice_of_scores = min(SCORES_AT_A_TIME, heads * min(tokens, QUERIES_AT_A_TIME) * context)
     across += SLICES * slice_of_scores * 4
     windowed = WINDOWED if any(getattr(a, "window", None) for a in layers) else 0
-    both = max(inside, across) + OVERLAP * min(inside, across)
+    # A product with an unpacked weight is evaluated before the next: nothing runs ahead.
+    both = max(inside, across) + (0 if unpacked else OVERLAP) * min(inside, across)
     return round(both + windowed * tokens * 4 * wide.queries) + logits
 
 
