@@ -59,9 +59,8 @@ class Rotary:
         """This rotation for the kernel ``mlxtx.metal_kernels.rope``; None if it cannot do it."""
         wavelengths = self._wavelengths(step)
         amplitude = self._amplitude(step)
-        if self.config.tail or step.positions is not None or wavelengths.ndim > 1:
-            return None
-        if isinstance(amplitude, mx.array):
+        rows_differ = wavelengths.ndim > 1 or isinstance(amplitude, mx.array)
+        if self.config.tail or step.positions is not None or rows_differ:
             return None
         return {
             "inverse_frequencies": step.memo(("1/rope", self.config), lambda: 1 / wavelengths),

@@ -205,10 +205,6 @@ def _latent_experts(decoder: DecoderConfig) -> tuple[Rule, ...]:
     return with_heads(decoder, (*latent_rules(decoder), *experts()))
 
 
-def _experts(decoder: DecoderConfig) -> tuple[Rule, ...]:
-    return with_heads(decoder, experts())
-
-
 # A prediction head comes with copies of the embeddings and the output head.
 COPIES = tuple(
     Drop(f"model.layers.*.{name}.weight") for name in ("embed_tokens", "shared_head.head")
@@ -220,6 +216,6 @@ FAMILIES = (
     Family("glm4_moe_lite", glm4_moe_lite, _latent_experts, drops=COPIES),
     Family("minicpm3", minicpm3, latent_rules),
     Family("dots1", dots1, experts()),
-    Family("glm4_moe", glm4_moe, _experts, drops=COPIES),
+    Family("glm4_moe", glm4_moe, lambda decoder: with_heads(decoder, experts()), drops=COPIES),
     Family("solar_open", solar_open, experts()),
 )

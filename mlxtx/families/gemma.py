@@ -7,13 +7,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from mlxtx.decoder.config import (
-    AttentionConfig,
-    DecoderConfig,
-    ExpertsConfig,
-    HeadNormConfig,
-    NormConfig,
-)
+from mlxtx.decoder.config import AttentionConfig, DecoderConfig, HeadNormConfig
 from mlxtx.families.common import FULL, SLIDING, HubConfig, behind, head_norm
 from mlxtx.families.family import Family
 from mlxtx.families.reader import ConfigReader
@@ -145,7 +139,9 @@ def gemma4_text(config: HubConfig) -> DecoderConfig:
     body = [gated if i < first_sharing else double for i in range(config.layers)]
     experts: dict[str, Any] = {}
     if config.get("enable_moe_block", default=False):
-        experts = {"experts": _gemma4_experts(config, norm)}
+        expert = {"expert": config.feed_forward("moe_intermediate_size", GELU)}
+        routed = config.experts(fields=expert, normalize=True, norm=norm, expert_scale=True)
+        experts = {"experts": routed}
     config.ignore("num_experts top_k_experts moe_intermediate_size")
     return config.decoder(
         norm,
@@ -160,12 +156,6 @@ def gemma4_text(config: HubConfig) -> DecoderConfig:
         head={"softcap": config.get("final_logit_softcapping", default=None)},
         layers=_gemma4_attention(config, types),
     )
-
-
-def _gemma4_experts(config: HubConfig, norm: NormConfig) -> ExpertsConfig:
-    """The router normalises its input and scales each expert's weight."""
-    expert = config.feed_forward("moe_intermediate_size", GELU)
-    return config.experts(fields={"expert": expert}, normalize=True, norm=norm, expert_scale=True)
 
 
 def _gemma4_rules(decoder: DecoderConfig) -> tuple[Rule, ...]:

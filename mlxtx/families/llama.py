@@ -6,14 +6,7 @@ from typing import Any
 
 from mlxtx.decoder.config import DecoderConfig, FeedForwardConfig, RopeConfig, TemperatureConfig
 from mlxtx.errors import MlxtxError
-from mlxtx.families.common import (
-    FULL,
-    SLIDING,
-    HubConfig,
-    behind,
-    first,
-    head_norm,
-)
+from mlxtx.families.common import FULL, SLIDING, HubConfig, behind, first, head_norm
 from mlxtx.families.family import Family
 from mlxtx.families.rope import make_rope, rope_parameters
 from mlxtx.naming.map import Rule
@@ -48,10 +41,7 @@ def llama(
 def mistral(config: HubConfig) -> DecoderConfig:
     """A window in every layer, or in none."""
     if len(set(config.layer_types())) > 1:
-        raise MlxtxError(
-            "config.json: layer_types differ between layers, which model_type 'ministral' has and"
-            " 'mistral' has not"
-        )
+        raise MlxtxError("config.json: layer_types differ, as 'ministral' has it and not 'mistral'")
     return llama(config, window=config.nullable("sliding_window", 4096))
 
 
