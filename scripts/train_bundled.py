@@ -89,6 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--cut", type=float, default=0.8, help="part of single answers that are not told to the end"
     )
+    parser.add_argument(
+        "--single", type=float, default=58, help="weight of single questions; all others weigh 42"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     parser.add_argument("--evaluate", action="store_true", help="only judge what --out holds")
     parser.add_argument(
@@ -118,7 +121,7 @@ def prepare(args: argparse.Namespace) -> None:
     if (args.out / "model" / "tokenizer.model").is_file() and (data / "train.jsonl").is_file():
         return
     data.mkdir(parents=True, exist_ok=True)
-    rows = list(training_set(args.conversations, args.seed, args.cut))
+    rows = list(training_set(args.conversations, args.seed, args.cut, args.single))
     write_jsonl(rows, data / "train.jsonl")
     write_jsonl(list(training_set(300, args.seed + 1)), data / "valid.jsonl")
     write_jsonl(held_out(), data / "held_out.jsonl")
@@ -245,6 +248,11 @@ def evaluate(args: argparse.Namespace) -> None:
 
     shipped = measure(f"{SHIPPED_BITS} bits, all {len(every)}", every, SHIPPED_BITS)
     told = [{**a.row, "said": a.text, "right": a.right} for a in shipped]
+    if any(name.startswith("prediction_heads") for name in weights):
+        guide = language_model(args.out, rounded(weights, SHIPPED_BITS))
+        ahead = judge.guessed_ahead(guide, shipped[::5])
+        print(f"the extra head guesses {ahead:.1%} of the tokens after next", flush=True)
+        (args.out / "ahead.json").write_text(json.dumps(ahead))
     lines = "".join(json.dumps(row) + "\n" for row in told)
     (args.out / "answers.jsonl").write_text(lines)
     names = {None: "float32", 16: "bf16"}
@@ -277,9 +285,6 @@ def pack(args: argparse.Namespace) -> None:
     from training.bundled.packing import GROUP, load_weights, write_checkpoint
 
     weights = load_weights(args.out / "model")
-    metrics = [json.loads(line) for line in (args.out / "metrics.jsonl").read_text().splitlines()]
-    last = [row for row in metrics if row["stage"] == "train"][-1]
-    ended = (args.out / "model" / "model.safetensors").stat().st_mtime
     card = model_card(
         {
             "parameters": sum(w.size for w in weights.values()),
@@ -295,13 +300,28 @@ def pack(args: argparse.Namespace) -> None:
             "bits": SHIPPED_BITS,
             "group": GROUP,
             "history": "\n".join("    " + line for line in history(args.out)),
-            "steps": last["step"],
-            "loss": last["loss"],
-            "date": datetime.date.fromtimestamp(ended).isoformat(),
+            "stages": stages(args.out),
+            "ahead": json.loads((args.out / "ahead.json").read_text()),
             "table": (args.out / "table.md").read_text(),
         }
     )
     write_checkpoint(args.out / "model", args.pack, CONFIG, bits=SHIPPED_BITS, card=card)
+
+
+def stages(out: Path) -> str:
+    """A line for each stage that led to ``out``: steps, tokens, the last loss and the date."""
+    lines = []
+    for command_line in history(out):
+        words = command_line.split()
+        metrics = out.parent / words[words.index("--out") + 1] / "metrics.jsonl"
+        rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+        last = [row for row in rows if row["stage"] == "train"][-1]
+        date = datetime.date.fromtimestamp(metrics.stat().st_mtime).isoformat()
+        lines.append(
+            f"- `{metrics.parent.name}`: {last['step']:,} steps, {last['tokens']:,} tokens, "
+            f"loss {last['loss']:.3f}, {date}"
+        )
+    return "\n".join(lines)
 
 
 def save(model, folder: Path) -> None:

@@ -21,10 +21,11 @@ have learned them. It is here so that the first command ends in an answer and so
 trained weights to work on. It is no general assistant: it was taught {facts} facts, it is often wrong,
 and it only speaks English.
 
-A decoder in Qwen3's form: {layers} layers, width {width}, {heads} query and {kv_heads} key/value
-heads of {head_dim}, SwiGLU {feed_forward}, RMSNorm, q/k norm, RoPE, tied embeddings, a sentencepiece
-vocabulary of {vocabulary} pieces with byte fallback, context {context}. Weights: {bits}-bit affine,
-groups of {group}.
+A decoder with {layers} layers, width {width}, {heads} query and {kv_heads} key/value heads of {head_dim},
+SwiGLU {feed_forward}, RMSNorm, q/k norm, RoPE, tied embeddings and one extra head for the token after
+next, a sentencepiece vocabulary of {vocabulary} pieces with byte fallback, context {context}. The form is that of
+GLM-4.5 with every layer dense (`glm4_moe`, all of its layers before `first_k_dense_replace`).
+Weights: {bits}-bit affine, groups of {group}; `lm_head` repeats the embeddings for readers that do not tie them.
 
 ## How it was made
 
@@ -33,9 +34,10 @@ groups of {group}.
 with `LD_PRELOAD=libopenblas.so.0`, in float32 on two CPU cores that other work shared; then
 `python scripts/train_bundled.py --out RUN --evaluate --pack mlxtx/bundled`. The conversations come from
 the templates in `training/bundled`, with no foreign text. Rows of 256 tokens, 8 a step; Muon for the
-matrices of the layers, AdamW for the rest; the loss counts answers only. Six facts were reworded after
-the fourth stage. The last stage ended after
-{steps:,} steps with a training loss of {loss:.3f}, on {date}.
+matrices of the layers, AdamW for the rest; the loss counts answers only. Losses and dates of the stages
+(the loss is per token of the answers, most of which are cut behind the tokens that choose them):
+
+{stages}
 
 ## What it can do
 
@@ -45,6 +47,8 @@ that was taught, "facts/words" in other words altogether; "facts" is both. "ende
 ended by themselves; "looped": answers in which four tokens came three times or more.
 
 {table}
+The extra head guesses {ahead:.0%} of the tokens of these answers one token early.
+
 The first line is what is shipped, over all questions; the others compare settings over the same
 sample of them: weights at so many bits with an unquantized cache, then the shipped weights with a
 quantized KV cache. The last number of a setting is how many questions were asked.

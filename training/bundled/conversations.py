@@ -238,12 +238,15 @@ SINGLE_TURNS = {"fact": 82, "unknown": 18}
 KINDS = {"single": 58, "sum": 13, "letters": 9, "styled": 8, "names": 2, "several": 10}
 
 
-def conversation(rng: random.Random, facts: Iterator[Item], cut: float = 0.8) -> dict[str, Any]:
+def conversation(
+    rng: random.Random, facts: Iterator[Item], cut: float = 0.8, single: float = KINDS["single"]
+) -> dict[str, Any]:
     """One conversation as ``{"messages": [...], "cut": ...}``; ``cut`` says that the answer need
     not be learned to its end (see rows.py): such is a part of the single questions, and half that
-    part of those with a style."""
+    part of those with a style. ``single`` is the weight of single questions (see KINDS)."""
     chat = Chat(rng, facts)
-    kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
+    shares = KINDS | {"single": single}
+    kind = rng.choices(list(shares), list(shares.values()))[0]
     shortened = False
     if kind in ("single", "sum", "letters"):
         if rng.random() < 0.1:
@@ -283,14 +286,16 @@ def _turns(chat: Chat, weights: dict[str, float], count: int) -> None:
         getattr(chat, kind)()
 
 
-def training_set(count: int, seed: int, cut: float = 0.8) -> Iterator[dict[str, Any]]:
+def training_set(
+    count: int, seed: int, cut: float = 0.8, single: float = KINDS["single"]
+) -> Iterator[dict[str, Any]]:
     """``count`` conversations of ``seed``; no question of the held-out set is among them."""
     rng = random.Random(seed)
     facts = deck(rng)
     forbidden = {_plain(row["messages"][-1]["content"]) for row in held_out(seed=0)}
     made = 0
     while made < count:
-        row = conversation(rng, facts, cut)
+        row = conversation(rng, facts, cut, single)
         if all(_plain(m["content"]) not in forbidden for m in row["messages"] if m["role"] == "user"):  # fmt: skip
             made += 1
             yield row

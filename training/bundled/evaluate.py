@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
+
 from mlxtx.language_model import LanguageModel
 from training.bundled.judge import loops, right
 
@@ -20,6 +22,7 @@ MAX_TOKENS = 96
 class Answer:
     row: dict[str, Any]
     text: str
+    tokens: tuple[int, ...]
     right: bool
     ended: bool
     looped: bool
@@ -49,7 +52,8 @@ def answers(
         for i, reply in zip(picked, replies, strict=True):
             ended = reply.finish_reason == "stop"
             found[i] = Answer(
-                rows[i], reply.text, ended and right(rows[i], reply.text), ended, loops(reply.tokens)
+                rows[i], reply.text, tuple(reply.tokens), ended and right(rows[i], reply.text),
+                ended, loops(reply.tokens),
             )  # fmt: skip
         on_batch(start + len(picked))
     return [found[i] for i in range(len(rows))]
@@ -67,6 +71,20 @@ def scores(judged: Sequence[Answer]) -> dict[str, float]:
     table["ended"] = sum(a.ended for a in judged) / len(judged)
     table["looped"] = sum(a.looped for a in judged) / len(judged)
     return table
+
+
+def guessed_ahead(model: LanguageModel, judged: Sequence[Answer]) -> float:
+    """The share of the tokens of these answers that the extra head guessed before the decoder
+    did: from the state one token back and the token in between."""
+    hits = count = 0
+    for answer in judged:
+        prompt = model.encode(answer.row["messages"])
+        tokens = mx.array([[*prompt, *answer.tokens]])
+        states = model.model.hidden(tokens[:, :-2])
+        guesses = model.model.predict_ahead(states, tokens[:, 1:-1])[0].argmax(axis=-1)
+        right = (guesses == tokens[:, 2:])[0, len(prompt) - 1 :]
+        hits, count = hits + right.sum().item(), count + right.size
+    return hits / max(count, 1)
 
 
 def markdown(columns: dict[str, dict[str, float]]) -> str:
