@@ -63,8 +63,8 @@ KV_SETTINGS = ("k8v8g64", "k4v4g64", "k2v2g64")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="train_bundled", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--conversations", type=int, default=45_000)
-    parser.add_argument("--steps", type=int, default=2400, help="of batch-size rows of 256 tokens")
+    parser.add_argument("--conversations", type=int, default=400_000)
+    parser.add_argument("--steps", type=int, default=7000, help="of batch-size rows of 256 tokens")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=0.006)
     parser.add_argument("--optimizer", default="muon")
@@ -84,10 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--constant", action="store_true", help="keep the learning rate")
     parser.add_argument(
-        "--choice-weight", type=float, default=5.0, help="of the tokens that choose an answer"
+        "--choice-weight", type=float, default=2.0, help="of the tokens that choose an answer"
     )
     parser.add_argument(
-        "--cut", type=float, default=0.8, help="part of single answers that are not told to the end"
+        "--cut", type=float, default=0.6, help="part of single answers that are not told to the end"
     )
     parser.add_argument(
         "--single", type=float, default=58, help="weight of single questions; all others weigh 42"
