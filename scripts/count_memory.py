@@ -19,29 +19,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mlxtx.scripts.bench_cache import SHAPE
+
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "cache.md"
-BASE = {
-    "vocab_size": 1024,
-    "hidden_size": 512,
-    "intermediate_size": 1024,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "head_dim": 64,
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": True,
-}
 MODELS: dict[str, dict[str, Any]] = {
-    "llama, 2 of 8 heads": {**BASE, "model_type": "llama"},
-    "llama, 8 of 8 heads": {**BASE, "model_type": "llama", "num_key_value_heads": 8},
+    "llama, 2 of 8 heads": {**SHAPE},
+    "llama, 8 of 8 heads": {**SHAPE, "num_key_value_heads": 8},
     "llama, wide feed-forward": {
-        **BASE, "model_type": "llama", "hidden_size": 256, "intermediate_size": 4096, "head_dim": 32,
+        **SHAPE, "hidden_size": 256, "intermediate_size": 4096, "head_dim": 32,
     },
-    "qwen3, head norms": {**BASE, "model_type": "qwen3", "head_dim": 128},
-    "mistral, window of 512": {**BASE, "model_type": "mistral", "sliding_window": 512},
-    "llama, large vocabulary": {**BASE, "model_type": "llama", "vocab_size": 32768},
+    "qwen3, head norms": {**SHAPE, "model_type": "qwen3", "head_dim": 128},
+    "mistral, window of 512": {**SHAPE, "model_type": "mistral", "sliding_window": 512},
+    "llama, large vocabulary": {**SHAPE, "vocab_size": 32768},
 }  # fmt: skip
 CASES = [
     ("llama, 2 of 8 heads", 4096, "plain"),

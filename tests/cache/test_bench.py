@@ -26,8 +26,7 @@ def test_both_benchmarks_tell_their_figures(tmp_path, capsys):
 
 def test_planned_weights_and_cache_are_what_is_measured(monkeypatch):
     small = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 64}
-    monkeypatch.setitem(count_memory.MODELS, "small", count_memory.BASE | small)
-    monkeypatch.setitem(count_memory.MODELS["small"], "model_type", "llama")
+    monkeypatch.setitem(count_memory.MODELS, "small", count_memory.SHAPE | small)
     found = count_memory.measure("small", 96, "k8v4g32")
     assert found["planned weights"] == found["weights"] > 0
     assert found["planned cache"] == found["cache"] > 0
