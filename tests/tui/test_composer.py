@@ -272,3 +272,15 @@ def test_the_documentation_has_every_action_and_setting() -> None:
     for table, cls in (("", Settings), ("sampling.", Sampling)):
         for name, (_, about) in known_settings(cls).items():
             assert f"| `{table}{name}` |" in text and about.help in text
+
+
+async def test_enter_takes_no_completion_of_an_earlier_text(tmp_path: Path) -> None:
+    app = make_app(tmp_path)
+    async with app.run_test() as pilot:
+        await pilot.press(*"/set")
+        await wait_until(pilot, lambda: "/settings" in screen_text(app))
+        # All in one go, as a busy program reads them: no change is told in between.
+        for key, character in [("space", " "), *((c, c) for c in "top"), ("enter", "\r")]:
+            app.chat.composer.post_message(events.Key(key, character))
+        await pilot.pause()
+        assert "/settings" not in app.chat.composer.text

@@ -122,6 +122,9 @@ class Composer(TextArea):
 
     def _handle_key(self, key: str) -> bool:
         popup = self.completions
+        # Keys that came in one go: what is offered may still be for the first of them.
+        if key in ("tab", "enter") and popup.display and (rows := self._rows()) != popup.rows:
+            popup.show(rows)
         if popup.display:
             if key in ("up", "down"):
                 popup.move(1 if key == "down" else -1)
