@@ -347,6 +347,9 @@ class HeadConfig:
     multiplier: float = 1.0
     softcap: float | None = None
 
+    def __post_init__(self) -> None:
+        _check(not (self.tied and self.bias), "HeadConfig.bias needs a head that is not tied")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
