@@ -89,7 +89,8 @@ def measure(name: str, context: int, kv: str) -> dict[str, int]:
         planned = plan_memory(folder, context=context, kv=kv)
         mx.reset_peak_memory()
         model, _ = load_model(folder)
-    weights = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+    named: Any = tree_flatten(model.parameters())
+    weights = sum(array.nbytes for _, array in named)
     cache = model.make_cache(kv)
     sampler = Sampler(Sampling(), [[0]], config["vocab_size"])
     prompt = [token % config["vocab_size"] for token in range(context - 8)]
