@@ -164,7 +164,7 @@ def test_a_killed_app_leaves_its_chat_and_no_engine(tmux: Tmux) -> None:
     tmux.keys("Enter")
     # The reply is saved while it is written.
     chats = Store(tmux.home / "chats.db")
-    tmux.wait(lambda screen: len((chats.messages(1) or [Message()])[-1].text) > 20)
+    tmux.wait(lambda screen: len((chats.messages(1) or [Message()])[-1].text) > 5)
     (engine,) = tmux.engine_pids()
     app = int(Path(f"/proc/{engine}/stat").read_text().split(") ")[1].split()[1])
     os.kill(app, signal.SIGKILL)
@@ -172,4 +172,4 @@ def test_a_killed_app_leaves_its_chat_and_no_engine(tmux: Tmux) -> None:
     tmux.wait(lambda screen: ended(engine))
     messages = Store(tmux.home / "chats.db").messages(1)
     assert messages[0].text == "Tell me a long story"
-    assert len(messages[1].text) > 20 and messages[1].role == "assistant"
+    assert len(messages[1].text) > 5 and messages[1].role == "assistant"
