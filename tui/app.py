@@ -115,7 +115,9 @@ class MlxtxApp(Services):
         if self._problems:
             self.tell("In the settings:\n" + "\n".join(self._problems), "warning", timeout=12)
         if self.chat is not None:
-            self.chat.composer.sent = self.store.recent_texts()
+            earlier, typed = self.store.recent_texts(), self.chat.composer.sent
+            # Somebody may have sent a message before this came to be called.
+            self.chat.composer.sent = earlier + [text for text in typed if text not in earlier]
         if self._open_last and (chats := self.store.chats(1)):
             self.open_chat(chats[0].id)
         self.load_model(self.model.name, self.model.adapter)
