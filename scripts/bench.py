@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -177,8 +178,10 @@ def for_engine(case: dict[str, Any], engine: str) -> dict[str, Any] | None:
 
 
 def run(command: list[str], engine: str) -> str:
+    # Code that is compiled anew at each start would be timed too, and only where modules load late.
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, env=env)
     except OSError as error:
         raise MlxtxError(f"cannot start {command[0]}: {error.strerror}") from error
     if done.returncode:
