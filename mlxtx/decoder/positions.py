@@ -11,6 +11,8 @@ import mlx.core as mx
 from mlxtx.cache.step import Step
 from mlxtx.decoder.config import RopeConfig, RopeScaling, TemperatureConfig
 
+CPU = mx.Device(mx.cpu)
+
 
 class Rotary:
     """RoPE of queries and keys at a step's positions (Su et al. 2021, https://arxiv.org/abs/2104.09864)."""
@@ -43,8 +45,10 @@ class Rotary:
         if amplitude is not None:
             x = (x * amplitude).astype(x.dtype)
         wavelengths = self._wavelengths(step)
-        if step.positions is not None or wavelengths.ndim > 1:
-            return rotate(x, wavelengths, step.query_positions, self.config)
+        # MLX has no kernel for this on a CPU, and would make the same cosines for every layer.
+        if step.positions is not None or wavelengths.ndim > 1 or mx.default_device() == CPU:
+            turn = step.memo(("turn", self.config), lambda: turns(wavelengths, step))
+            return rotate(x, turn, self.config)
         return mx.fast.rope(
             x,
             self.config.dims,
@@ -90,14 +94,16 @@ class Rotary:
         return wavelengths(self.config)
 
 
-def rotate(x: mx.array, wavelengths: mx.array, positions: mx.array, config: RopeConfig) -> mx.array:
-    """RoPE in plain operations, for rows with positions or frequencies of their own.
-
-    x [B, H, T, D], wavelengths [dims/2] or [B, dims/2], positions [1|B, T].
-    """
+def turns(wavelengths: mx.array, step: Step) -> tuple[mx.array, mx.array]:
+    """Cosine and sine [1|B, 1, T, dims/2] of wavelengths [dims/2] or [B, dims/2] at a step."""
     table = wavelengths if wavelengths.ndim > 1 else wavelengths[None]
-    angles = positions[:, None, :, None].astype(mx.float32) / table[:, None, None, :]
-    cos, sin = mx.cos(angles), mx.sin(angles)  # [1|B, 1, T, dims/2]
+    angles = step.query_positions[:, None, :, None].astype(mx.float32) / table[:, None, None, :]
+    return mx.cos(angles), mx.sin(angles)
+
+
+def rotate(x: mx.array, turn: tuple[mx.array, mx.array], config: RopeConfig) -> mx.array:
+    """RoPE of x [B, H, T, D] in plain operations, ``turn`` as from ``turns``."""
+    cos, sin = turn
     half = config.dims // 2
     rotated = x[..., : config.dims].astype(mx.float32)
     if config.interleaved:
