@@ -13,6 +13,7 @@ import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 # The format's own limit; a longer header is an attack or a file of another kind.
 MAX_HEADER_BYTES = 100_000_000
 MAX_DIMENSIONS = 32
+# Tensors read ahead: MLX makes the caller wait where more than ten operations are under way, and
+# what is put together from many tensors had better be so as they come.
+AHEAD = 6
 
 # Bits of one number of each type in the format.
 DTYPE_BITS = {
@@ -221,13 +225,17 @@ class Reader:
         return self._lazy.pop(name)  # keeps no reference, so a used tensor's memory is free
 
     def read_ahead(self, nbytes: int) -> None:
-        """Starts to read the first tensors, up to ``nbytes``, before they are asked for."""
+        """Starts to read a few of the largest tensors, up to ``nbytes``, before they are asked for."""
         import mlx.core as mx
 
-        if self._plain:
-            self._lazy = self._load()
-            stop = min(info.start for info in self.tensors.values()) + nbytes
-            mx.async_eval([self._lazy[n] for n, info in self.tensors.items() if info.end <= stop])
+        if not self._plain:
+            return
+        self._lazy = self._load()
+        largest = sorted(self.tensors, key=lambda name: -self.tensors[name].nbytes)[:AHEAD]
+        sizes = accumulate(self.tensors[name].nbytes for name in largest)
+        mx.async_eval(
+            [self._lazy[n] for n, size in zip(largest, sizes, strict=True) if size <= nbytes]
+        )
 
     def _load(self) -> dict[str, mx.array]:
         import mlx.core as mx
