@@ -45,8 +45,10 @@ class Rotary:
         if amplitude is not None:
             x = (x * amplitude).astype(x.dtype)
         wavelengths = self._wavelengths(step)
-        # MLX has no kernel for this on a CPU, and would make the same cosines for every layer.
-        if step.positions is not None or wavelengths.ndim > 1 or mx.default_device() == CPU:
+        # MLX has no kernel for this on a CPU, and would make the same cosines for every layer:
+        # half the work where tokens are few.
+        few = step.count <= 8 and mx.default_device() == CPU
+        if few or step.positions is not None or wavelengths.ndim > 1:
             turn = step.memo(("turn", self.config), lambda: turns(wavelengths, step))
             return rotate(x, turn, self.config)
         return mx.fast.rope(

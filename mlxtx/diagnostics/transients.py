@@ -16,10 +16,10 @@ from mlxtx.decoder.config import DecoderConfig, ExpertsConfig, LatentAttentionCo
 
 # Arrays of each kind that are alive at once on a CPU, fitted to measured peaks.
 STREAM, INNER = 7.4, 2.15  # the feed-forward phase: [N, D] and [N, F]
-QUERIES, ROWS = 4.07, 2.0  # the attention phase: [N, H d] and [N, K d] in float32
+QUERIES, ROWS = 4.2, 2.3  # the attention phase: [N, H d] and [N, K d] in float32
 NORMED = 1.0  # more [N, H d] in float32 where heads are normalised
 WINDOWED = 1.5  # and where layers have a window, in either phase
-SLICES = 8.2  # of scores: SCORES_AT_A_TIME numbers in float32
+SLICES = 7.5  # of scores: SCORES_AT_A_TIME numbers in float32
 OVERLAP = 0.2  # of the smaller phase, which is not over when the other begins
 UNPACKED = 1.0  # packed weights that are unpacked at once
 
