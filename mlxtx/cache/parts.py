@@ -26,9 +26,8 @@ SCORES_AT_A_TIME = 1 << 18  # numbers: 1 MB in float32, a few times that with wh
 DECODED_AT_A_TIME = 1 << 20  # numbers of decoded keys, and as many values
 QUERIES_AT_A_TIME = 64
 SMALLEST_SLICE = 64  # rows
-FEW_SCORES = (
-    1 << 12
-)  # up to here MLX's own attention is faster on a CPU, beyond up to twice as slow
+# Up to here MLX's own attention is faster on a CPU, beyond up to twice as slow.
+FEW_SCORES = 1 << 12
 
 
 def attend_parts(

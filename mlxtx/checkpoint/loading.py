@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlxtx.cache.numerics import on_gpu
 from mlxtx.checkpoint.cpu_layers import adapt_to_cpu
 from mlxtx.checkpoint.formats import FLOAT_DTYPES
 from mlxtx.checkpoint.hub import resolve
@@ -63,7 +64,7 @@ def build_model(
     checkpoint.read_ahead(at_once)
     model, plan, wanted = planned_model(checkpoint, dtype, unpack)
     fill(model, plan, wanted, at_once, on_event)
-    if mx.default_device() == mx.Device(mx.cpu):
+    if not on_gpu():
         adapt_to_cpu(model)
     model.eval()
     return model
@@ -74,7 +75,7 @@ def planned_model(
 ) -> tuple[DecoderModel, WeightPlan, mx.Dtype | None]:
     """The model still unfilled, how its weights come, and the type that floats will be cast to
     (None: their own). Headers are enough: no tensor is read."""
-    on_cpu = mx.default_device() == mx.Device(mx.cpu)
+    on_cpu = not on_gpu()
     model, plan = describe(checkpoint)
     packed = bool(plan.quantizations)
     if unpack is None:

@@ -8,10 +8,9 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlxtx.cache.numerics import on_gpu
 from mlxtx.cache.step import Step
 from mlxtx.decoder.config import RopeConfig, RopeScaling, TemperatureConfig
-
-CPU = mx.Device(mx.cpu)
 
 
 class Rotary:
@@ -47,7 +46,7 @@ class Rotary:
         wavelengths = self._wavelengths(step)
         # MLX has no kernel for this on a CPU, and would make the same cosines for every layer:
         # half the work where tokens are few.
-        few = step.count <= 8 and mx.default_device() == CPU
+        few = step.count <= 8 and not on_gpu()
         if few or step.positions is not None or wavelengths.ndim > 1:
             turn = step.memo(("turn", self.config), lambda: turns(wavelengths, step))
             return rotate(x, turn, self.config)

@@ -9,6 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlxtx.cache.numerics import on_gpu
 from mlxtx.cache.settings import KVSettings, kv_from_bits, parse_kv
 from mlxtx.diagnostics.cache_bytes import cache_bytes
 from mlxtx.diagnostics.facts import ModelFacts, read_facts
@@ -129,7 +130,7 @@ def plan_of(
         )
     context = context or min(config.context, DEFAULT_CONTEXT)
     limit = memory_limit() if limit is None else limit
-    gpu = mx.default_device() == mx.gpu
+    gpu = on_gpu()
 
     def transient(chunk: int, context: int = context) -> int:
         return prefill_bytes(
