@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 INDEX = "model.safetensors.index.json"
 MAX_JSON_BYTES = 256 << 20
+ROWS_BYTES = 8 << 20  # of a tensor, while it is compared with another
 _SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack")
 # Weights of the same model in another layout, and of adapters: never the checkpoint itself.
@@ -101,6 +102,24 @@ class Checkpoint:
     def read_rows(self, name: str, start: int, stop: int) -> mx.array:
         """Some rows of one tensor, see ``Reader.read_rows``."""
         return self._readers[self._file_of[name]].read_rows(name, start, stop)
+
+    def same(self, one: str, other: str) -> bool:
+        """Whether two tensors hold the same numbers; some rows are in memory at a time."""
+        import mlx.core as mx
+
+        first, second = self.tensors[one], self.tensors[other]
+        if first.shape != second.shape or len(first.shape) < 2 or 0 in first.shape:
+            return first.shape == second.shape and 0 in first.shape
+        rows = math.prod(first.shape[:-1])
+        step = max(1, ROWS_BYTES * rows // first.nbytes)
+        return all(
+            mx.array_equal(
+                self.read_rows(one, start, min(start + step, rows)),
+                self.read_rows(other, start, min(start + step, rows)),
+                equal_nan=first.dtype.startswith(("F", "BF")),
+            ).item()
+            for start in range(0, rows, step)
+        )
 
     def _check_index(self) -> None:
         if not (self.folder / INDEX).is_file():

@@ -73,14 +73,51 @@ def describe(checkpoint: Checkpoint, *, unpack: bool = False) -> tuple[DecoderMo
 
     unpack: treat packed weights as the plain ones they stand for.
     """
-    config = checkpoint.config
-    family = family_for(config)
-    model = DecoderModel(family.decoder_config(config, checkpoint.tensors))
     tensors = read_tensors(checkpoint)
+    family = family_for(checkpoint.config)
+    decoder = family.decoder_config(checkpoint.config, checkpoint.tensors)
+    if decoder.head.tied:
+        tensors, tied = _tied_head(checkpoint, family.names(checkpoint.config), tensors)
+        if not tied:
+            checkpoint.config = {**checkpoint.config, "tie_word_embeddings": False}
+            decoder = family.decoder_config(checkpoint.config, checkpoint.tensors)
+    model, config = DecoderModel(decoder), checkpoint.config
     if unpack:
         tensors = unpacked(tensors, [name for name in tensors if tensors[name].packing])
         config = plain_config(config)
     return model, plan_weights(model, family.names(config), tensors)
+
+
+def _tied_head(checkpoint: Checkpoint, names: NameMap, tensors: Tensors) -> tuple[Tensors, bool]:
+    """The tensors of a model whose config ties its head to the embeddings, and whether that is so.
+
+    As in transformers 5: a head that equals the embeddings is left out, one that stands there
+    without them is both, and one that differs from them is right and the config wrong.
+    """
+    head = {ending: name for name in tensors if (ending := _part_of("lm_head", name))}
+    if not head:
+        return tensors, True
+    plan = names.plan_load({name: tensor.shape for name, tensor in tensors.items()})
+    embeddings = {
+        ending: group.sources[0]
+        for group in plan.groups
+        for target in group.targets
+        if (ending := _part_of("model.embed_tokens", target))
+    }
+    if not embeddings and not any(tensors[name].packing for name in head.values()):
+        moved = {name: "model.embed_tokens" + ending for ending, name in head.items()}
+        return {moved.get(name, name): tensor for name, tensor in tensors.items()}, True
+    if head.keys() != embeddings.keys():
+        return tensors, False
+    if not all(checkpoint.same(head[ending], embeddings[ending]) for ending in head):
+        return tensors, False
+    return {name: tensor for name, tensor in tensors.items() if name not in head.values()}, True
+
+
+def _part_of(module: str, name: str) -> str:
+    """The ending of a name that is a weight of ``module`` or belongs to its packed form, else ""."""
+    path, ending = split_suffix(name)
+    return ending if path == module and ending != ".bias" else ""
 
 
 def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,9 +131,6 @@ def plan_weights(model: nn.Module, names: NameMap, tensors: Tensors) -> WeightPl
     Weights stay packed where the module and the family's rules allow it. Raises MlxtxError that names every tensor that is missing, unexpected or has another shape.
     """
     modules = dict(model.named_modules())
-    tied = "lm_head" not in modules
-    heads = [name for name in tensors if tied and split_suffix(name)[0] == "lm_head"]
-    tensors = {name: tensor for name, tensor in tensors.items() if name not in heads}
     plan = names.plan_load({name: tensor.shape for name, tensor in tensors.items()})
     loose = [
         name
@@ -127,7 +161,7 @@ def plan_weights(model: nn.Module, names: NameMap, tensors: Tensors) -> WeightPl
         if group.sources[0] in packings
         for name in group.targets
     }
-    return WeightPlan(plan.groups, tensors, forms, quantizations, loosened, plan.dropped + heads)
+    return WeightPlan(plan.groups, tensors, forms, quantizations, loosened, plan.dropped)
 
 
 def _stays_packed(group: Group, modules: Mapping[str, nn.Module]) -> bool:

@@ -68,7 +68,6 @@ class Family:
         from mlxtx.families import mlx_layout
 
         decoder, rules = self._read(config), self.rules
-        unused = (Drop("lm_head.*"),) if decoder.head.tied else ()
         with self._explained():
             method = (config.get("quantization_config") or {}).get("quant_method")
             if method == "mxfp4" and self.packed_rules is not None:
@@ -77,6 +76,6 @@ class Family:
             own = resolved(rules, decoder)
         return NameMap(
             (*mlx, *own),
-            drops=(*SAVED_BUFFERS, *unused, *self.drops),
+            drops=(*SAVED_BUFFERS, *self.drops),
             aliases=self.aliases,
         )

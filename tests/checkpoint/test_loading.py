@@ -181,15 +181,36 @@ def test_gradients_flow_through_the_cpu_layers():
         assert mx.abs(gradient - expected).max().item() < 1e-3 * mx.abs(expected).max().item()
 
 
-def test_a_tied_head_is_not_read_twice(tmp_path):
+def test_a_tied_models_own_head(tmp_path):
+    """As in transformers 5: a copy of the embeddings is left out, a head without them is both, and
+    one that differs stays, whatever the config says."""
     weights = write_llama(tmp_path, tie_word_embeddings=True)
+    file, head = tmp_path / "model.safetensors", "lm_head.weight"
     stored = {name: ("F32", w) for name, w in weights.items()}
+    embeddings = stored["model.embed_tokens.weight"]
     expected = logits(tmp_path)
-    save(
-        tmp_path / "model.safetensors",
-        stored | {"lm_head.weight": stored["model.embed_tokens.weight"]},
-    )
+
+    for same in (embeddings, ("F64", embeddings[1].astype(np.float64))):
+        save(file, stored | {head: same})
+        model, config = load_model(tmp_path)
+        assert config["tie_word_embeddings"] and "lm_head" not in model
+        assert np.array_equal(logits(tmp_path), expected)
+    save(file, {head if "embed" in name else name: value for name, value in stored.items()})
     assert np.array_equal(logits(tmp_path), expected)
+
+    other = embeddings[1].copy()
+    other[-1, -1] += 1  # the last number of the last row
+    save(file, stored | {head: ("F32", other)})
+    model, config = load_model(tmp_path)
+    states = model.hidden(TOKENS)
+    assert np.allclose(model(TOKENS), np.array(states) @ other.T, rtol=1e-4, atol=1e-5)
+    assert not config["tie_word_embeddings"]
+    mlxtx.convert(tmp_path, tmp_path.parent / "converted")
+    assert np.array_equal(logits(tmp_path.parent / "converted"), logits(tmp_path))
+
+    save(file, stored | {"lm_head.bias": ("F32", np.zeros(96, np.float32))})
+    with pytest.raises(MlxtxError, match=r"unexpected lm_head.bias \[96\]"):
+        load_model(tmp_path)
 
 
 def test_every_tensor_that_does_not_fit_is_named(tmp_path):
