@@ -63,8 +63,8 @@ KV_SETTINGS = ("k8v8g64", "k4v4g64", "k2v2g64")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="train_bundled", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--conversations", type=int, default=400_000)
-    parser.add_argument("--steps", type=int, default=7000, help="of batch-size rows of 256 tokens")
+    parser.add_argument("--conversations", type=int, default=520_000)
+    parser.add_argument("--steps", type=int, default=9000, help="of batch-size rows of 256 tokens")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=0.006)
     parser.add_argument("--optimizer", default="muon")
@@ -128,7 +128,11 @@ def prepare(args: argparse.Namespace) -> None:
     if before := args.finish or args.head:
         shutil.copytree(before / "model", args.out / "model", dirs_exist_ok=True)
         return
-    texts = (m["content"] for row in rows[:20_000] for m in row["messages"])
+    texts = (
+        m["content"] if m["role"] == "assistant" else m["content"].lower()
+        for row in rows[:20_000]
+        for m in row["messages"]
+    )
     write_tokenizer(args.out / "model", train_vocabulary(texts, CONFIG["vocab_size"]))
 
 
@@ -163,9 +167,9 @@ def train(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         learning_rate=args.learning_rate,
         optimizer=args.optimizer,
-        schedule="constant" if args.constant else "linear" if args.finish else "cosine",
+        schedule="constant" if args.constant else "linear",
         warmup=0 if args.finish else 20 if args.head else 100,
-        final_rate=0.0 if args.finish else 0.02,
+        final_rate=0.0,
         weight_decay=0.01,
         seed=args.seed,
         report_every=25,

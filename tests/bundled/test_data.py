@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.bundled import contexts, facts, frames, games, unknown
+from training.bundled import contexts, conversations, facts, frames, games, unknown
 from training.bundled.conversations import _plain, ask, held_out, training_set
 from training.bundled.facts import Item, all_items, words_of
 from training.bundled.grammar import choose, every, typo
@@ -29,6 +29,11 @@ PAIRS = [
     (frames.FOLLOW_SHORT, frames.FOLLOW_SHORT_HELD),
     (frames.FOLLOW_REPEAT, frames.FOLLOW_REPEAT_HELD),
     (frames.RECALL, frames.RECALL_HELD),
+    (conversations.NAME_ASK, conversations.NAME_HELD),
+    *((games.SUM_ASKS[sign], games.SUM_HELD[sign]) for sign in games.SUM_ASKS),
+    *((games.LETTER_ASKS[game], games.LETTER_HELD[game]) for game in games.LETTER_ASKS),
+    *((unknown.KINDS[kind], unknown.HELD[kind]) for kind in unknown.KINDS),
+    *((style.prompts, style.held) for style in STYLES.values()),
 ]
 
 
@@ -38,7 +43,7 @@ def items() -> list[Item]:
 
 
 @pytest.fixture(scope="module")
-def conversations() -> list[dict]:
+def chats() -> list[dict]:
     return list(training_set(1500, seed=3))
 
 
@@ -68,7 +73,7 @@ def test_no_held_out_wish_lends_training_a_part(items):
 
 def runs(text: str, size: int = 4) -> set[tuple[str, ...]]:
     """So many words in a row, leaving out what is filled in."""
-    words = re.findall(r"[^\s,;.?]+", re.sub(r"{\w}", "", text.lower()))
+    words = re.findall(r"[^\s,;.?]+", re.sub(r"{\w+}", "", text.lower()))
     return {tuple(words[n : n + size]) for n in range(len(words) - size + 1)}
 
 
@@ -78,8 +83,8 @@ def test_lists_of_held_out_things_are_apart():
     assert not set(words_of("first_names")) & set(words_of("held_names"))
 
 
-def test_no_held_out_question_is_trained(conversations):
-    trained = {_plain(m["content"]) for row in conversations for m in row["messages"]}
+def test_no_held_out_question_is_trained(chats):
+    trained = {_plain(m["content"]) for row in chats for m in row["messages"]}
     assert not trained & {_plain(row["messages"][-1]["content"]) for row in held_out()}
 
 
@@ -109,8 +114,8 @@ def test_a_seed_names_the_data():
     assert first != list(training_set(40, seed=6))
 
 
-def test_turns_alternate_and_end_with_an_answer(conversations):
-    for row in conversations:
+def test_turns_alternate_and_end_with_an_answer(chats):
+    for row in chats:
         roles = [m["role"] for m in row["messages"]]
         start = int(roles[0] == "system")
         assert roles[start:] == ["user", "assistant"] * ((len(roles) - start) // 2)

@@ -19,10 +19,11 @@ from training.bundled.grammar import cased, choose, typo
 from training.bundled.styles import NEUTRAL, STYLES, Style
 
 Message = dict[str, str]
-WEIGHTS = {"concept": 4, "why": 3, "task": 6, "key": 6, "command": 3, "pair": 3, "talk": 5}
-NAME_TOLD = ["my name is {n}", "i am {n}", "i'm {n}", "call me {n}", "hello, i am {n}", "hi, my name is {n}", "you can call me {n}", "the name is {n}"]  # fmt: skip
-NAME_ASK = ["what is my name", "what's my name", "do you (know|remember) my name", "who am i", "tell me my name", "say my name", "what did i say my name was", "how am i called"]  # fmt: skip
+WEIGHTS = {"concept": 4, "why": 3, "task": 6, "key": 6, "command": 3, "pair": 3, "talk": 6}
+NAME_TOLD = ["my name is {n}", "i am {n}", "i'm {n}", "call me {n}", "hello, i am {n}", "hi, my name is {n}", "you can call me {n}", "the name is {n}", *frames.MORE["name_told"]]  # fmt: skip
+NAME_ASK = ["what is my name", "what's my name", "do you (know|remember) my name", "who am i", "tell me my name", "say my name", "what did i say my name was", "how am i called", *frames.MORE["name_ask"]]  # fmt: skip
 NAME_HELD = ["which name did i give you", "you still know my name, right"]
+WHY_BACK = frames.FOLLOW_WHY + contexts.WHY_REQUESTS
 COLOR_TOLD = ["my favorite color is {c}", "i like {c}", "i like the color {c}", "the color i like best is {c}"]  # fmt: skip
 COLOR_ASK = ["what is my favorite color", "which color do i like", "do you remember my (favorite |)color", "what color do i like"]  # fmt: skip
 
@@ -49,13 +50,14 @@ def ask(item: Item, rng: random.Random) -> str:
 
 
 def asked(way: Way, fill: dict[str, str], rng: random.Random) -> str:
-    """The question itself: a frame, a mention with a request, or bare words."""
+    """The question itself: a frame, a mention with a request, or bare words, sometimes lost among
+    any others."""
     draw = rng.random() if way.mentions else 0.0
-    if draw < 0.55:
+    if draw < 0.5:
         frame = choose(rng.choice(way.frames), rng)
         if rng.random() < 0.35:
             frame = noisy(frame, rng)
-    elif draw < 0.9:
+    elif draw < 0.8:
         parts = [choose(rng.choice(way.mentions), rng), choose(rng.choice(way.requests), rng)]
         if rng.random() < 0.25:
             parts.reverse()
@@ -64,7 +66,17 @@ def asked(way: Way, fill: dict[str, str], rng: random.Random) -> str:
             frame = noisy(frame, rng)
     else:
         frame = choose(rng.choice(way.bare), rng)
+        if draw < 0.95:
+            frame = buried(frame, rng)
     return frame.format(**fill)
+
+
+def buried(text: str, rng: random.Random) -> str:
+    """``text`` between other words: what is left when a way to ask was never seen before."""
+    words = unknown.any_words()
+    before = [rng.choice(words) for _ in range(rng.randint(0, 6))]
+    behind = [rng.choice(words) for _ in range(rng.randint(0, 4))]
+    return " ".join([*before, text, *behind])
 
 
 def around(question: str, rng: random.Random, talk: bool = False) -> str:
@@ -173,38 +185,48 @@ class Chat:
             kinds += [self.why] * 6
         self.rng.choice(kinds)()
 
+    def back(self, wordings: list[str]) -> str:
+        """A question that points at the turn before."""
+        question = choose(self.rng.choice(wordings), self.rng)
+        if self.rng.random() < 0.25:
+            question = noisy(question, self.rng)
+        return _typed(around(question, self.rng, talk=True), self.rng)
+
     def why(self) -> None:
         assert self.last
-        question = choose(self.rng.choice(frames.FOLLOW_WHY), self.rng)
-        self.say(_typed(question, self.rng), self.styled(self.last.why))
+        self.say(self.back(WHY_BACK), self.styled(self.last.why))
 
     def shorten(self) -> None:
         assert self.last
-        question = choose(self.rng.choice(frames.FOLLOW_SHORT), self.rng)
-        self.say(_typed(question, self.rng), self.last.short)
+        self.say(self.back(frames.FOLLOW_SHORT), self.last.short)
 
     def repeat(self) -> None:
-        question = choose(self.rng.choice(frames.FOLLOW_REPEAT), self.rng)
-        self.say(_typed(question, self.rng), self.messages[-1]["content"])
+        self.say(self.back(frames.FOLLOW_REPEAT), self.messages[-1]["content"])
 
     def recall(self) -> None:
-        question = _typed(choose(self.rng.choice(frames.RECALL), self.rng), self.rng)
         asked = bool(self.messages) and self.topic
         answer = f"You asked about {self.topic}." if asked else "You have not asked anything yet."
-        self.say(question, self.styled(answer))
+        self.say(self.back(frames.RECALL), self.styled(answer))
 
     def unknown(self) -> None:
         self.say(_typed(unknown.draw_unknown(self.rng), self.rng), self.styled(unknown.ANSWER))
         self.last = None
 
     def sum(self) -> None:
-        question, answer, _ = games.draw_sum(self.rng)
+        self.play(*games.draw_sum(self.rng))
+
+    def letters(self) -> None:
+        self.play(*games.draw_letters(self.rng))
+
+    def play(self, question: str, answer: str, _must: str) -> None:
         self.say(cased(around(question, self.rng, talk=self.rng.random() < 0.6), self.rng), answer)
         self.last = None
 
-    def letters(self) -> None:
-        question, answer, _ = games.draw_letters(self.rng)
-        self.say(cased(around(question, self.rng, talk=self.rng.random() < 0.6), self.rng), answer)
+    def copy(self) -> None:
+        """Says some words again: whoever can copy any words can copy names and numbers as well."""
+        text = games.draw_words(self.rng)
+        question = self.rng.choice(games.COPY_ASKS).format(t=text)
+        self.say(question, text + ".")
         self.last = None
 
     def tell_name(self) -> None:
@@ -235,7 +257,7 @@ PLAIN_TURNS = {"fact": 50, "follow": 36, "unknown": 5, "sum": 4, "letters": 4, "
 STYLED_TURNS = {"fact": 82, "unknown": 10, "follow": 8}
 SINGLE_TURNS = {"fact": 82, "unknown": 18}
 # kinds of conversations and their shares
-KINDS = {"single": 58, "sum": 13, "letters": 9, "styled": 8, "names": 2, "several": 10}
+KINDS = {"single": 56, "sum": 12, "letters": 7, "copy": 3, "styled": 8, "names": 3, "several": 11}
 
 
 def conversation(
@@ -248,7 +270,7 @@ def conversation(
     shares = KINDS | {"single": single}
     kind = rng.choices(list(shares), list(shares.values()))[0]
     shortened = False
-    if kind in ("single", "sum", "letters"):
+    if kind in ("single", "sum", "letters", "copy"):
         if rng.random() < 0.1:
             chat.messages.append({"role": "system", "content": rng.choice(NEUTRAL)})
         _turns(chat, SINGLE_TURNS if kind == "single" else {kind: 1}, 1)
@@ -273,10 +295,10 @@ def conversation(
 
 def system_prompt(style: Style, rng: random.Random) -> str:
     """A wording of the style's system prompt, sometimes among other remarks."""
-    prompt = rng.choice(style.prompts)
+    prompt = choose(rng.choice(style.prompts), rng)
     if rng.random() < 0.3:
         prompt = rng.choice(NEUTRAL) + " " + prompt
-    if rng.random() < 0.5:
+    if rng.random() < 0.2:
         prompt = noisy(prompt, rng)
     return prompt
 

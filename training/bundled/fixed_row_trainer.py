@@ -1,8 +1,10 @@
 """The project's trainer with its step compiled as a whole, for rows of one fixed length.
 
 A small model on a CPU spends much of a step on launching small operations; compiled, a step of
-the bundled model takes about half the time. State, resume, schedule, optimizer, reports and
-saving are the trainer's own.
+the bundled model takes about half the time. MLX computes each stream of a CPU in one thread, so
+the rows of a step are split over two streams, whose gradients are added: on two cores a quarter
+more tokens a second than with a BLAS of two threads. State, resume, schedule, optimizer, reports
+and saving are the trainer's own.
 """
 
 from __future__ import annotations
@@ -19,23 +21,40 @@ from mlxtx.tuning.trainer import Trainer
 from training.bundled.rows import FixedRows
 
 PLACES = 256
+PARTS = 2  # of a step, computed side by side
 
 
 class FixedRowTrainer(Trainer):
     """Trains on ``FixedRows``. One step is ``batch_size`` rows."""
 
     samples: FixedRows
+    distance = 1  # how many tokens ahead a state predicts
     _compiled: Any = None
 
-    distance = 1  # how many tokens ahead a state predicts
+    def __init__(self, *arguments: Any, **named: Any):
+        super().__init__(*arguments, **named)
+        self.streams = [mx.new_stream(mx.default_device()) for _ in range(PARTS)]
 
-    def _rows(self, picked: list[int]) -> dict[str, mx.array]:
+    def _parts(self, picked: list[int]) -> list[dict[str, mx.array]]:
+        """The rows of a step, dealt to the streams."""
+        dealt = [picked[n::PARTS] for n in range(min(PARTS, len(picked)))]
+        counts = [self._counted(rows) for rows in dealt]
+        # as many as a multiple of 256, so that few shapes are traced; the filling counts nothing
+        most = max(np.count_nonzero(count) for count in counts)
+        size = -(-most // PLACES) * PLACES
+        return [self._rows(rows, count, size) for rows, count in zip(dealt, counts, strict=True)]
+
+    def _counted(self, picked: list[int]) -> np.ndarray:
+        """What each token of these rows counts in the loss."""
+        rows, ahead = self.samples, self.distance
+        segments = rows.segments[picked]
+        return rows.weights[picked][:, ahead:] * (segments[:, ahead:] == segments[:, :-ahead])
+
+    def _rows(self, picked: list[int], counts: np.ndarray, size: int) -> dict[str, mx.array]:
         rows, ahead = self.samples, self.distance
         tokens, segments = rows.tokens[picked], rows.segments[picked]
-        counts = rows.weights[picked][:, ahead:] * (segments[:, ahead:] == segments[:, :-ahead])
         places = np.flatnonzero(counts)
-        # as many as a multiple of 256, so that few shapes are traced; the filling counts nothing
-        filled = np.zeros(-(-len(places) // PLACES) * PLACES, np.int32)
+        filled = np.zeros(size, np.int32)
         filled[: len(places)] = places
         weights = np.zeros(len(filled), np.float32)
         weights[: len(places)] = counts.reshape(-1)[places]
@@ -54,23 +73,28 @@ class FixedRowTrainer(Trainer):
             batch["tokens"], segments=batch["segments"], positions=batch["positions"]
         )
 
-    def _step(self, weights, state, rate, batch):
+    def _step(self, weights, state, rate, parts):
         """New weights and optimizer state, the summed loss, and the norm of the gradients."""
         names = list(weights)
-        count = batch["weights"].sum()
-
-        def loss(*values):
-            self.model.update(tree_unflatten(list(zip(names, values, strict=True))))
-            hidden = self._states(batch)  # [B, T, D]
-            logits = self.model.head(hidden.flatten(0, 1)[batch["places"]])  # [P, V]
-            picked = mx.take_along_axis(logits, batch["targets"][:, None], axis=-1)[:, 0]
-            losses = mx.logsumexp(logits, axis=-1) - picked
-            return (losses * batch["weights"]).sum() / count, (
-                losses * (batch["weights"] > 0)
-            ).sum()
-
         values = [weights[name] for name in names]
-        (_, total), gradients = mx.value_and_grad(loss, argnums=list(range(len(names))))(*values)
+        count = sum(part["weights"].sum() for part in parts)
+
+        def loss(part, *values):
+            self.model.update(tree_unflatten(list(zip(names, values, strict=True))))
+            hidden = self._states(part)  # [B, T, D]
+            logits = self.model.head(hidden.flatten(0, 1)[part["places"]])  # [P, V]
+            picked = mx.take_along_axis(logits, part["targets"][:, None], axis=-1)[:, 0]
+            losses = mx.logsumexp(logits, axis=-1) - picked
+            told = (losses * (part["weights"] > 0)).sum()
+            return (losses * part["weights"]).sum() / count, told
+
+        slopes = mx.value_and_grad(loss, argnums=list(range(1, len(names) + 1)))
+        found = []
+        for part, stream in zip(parts, self.streams, strict=False):
+            with mx.stream(stream):
+                found.append(slopes(part, *values))
+        total = sum(told for (_, told), _ in found)
+        gradients = [sum(shares) for shares in zip(*(share for _, share in found), strict=True)]
         norm = mx.sqrt(sum(mx.square(g).sum() for g in gradients))
         scale = mx.minimum(1.0, self.settings.clip / norm) if self.settings.clip else mx.array(1.0)
         self.optimizer.restore(state)
@@ -81,12 +105,12 @@ class FixedRowTrainer(Trainer):
 
     def _train_step(self) -> tuple[StepLoss, int]:
         picked = self.order.step(self.step)
-        batch = self._rows(picked)
+        parts = self._parts(picked)
         weights, state = self.weights(), self.optimizer.state()
         if self._compiled is None:
             self._compiled = mx.compile(self._step)
         rate = mx.array(self.schedule(self.step))
-        new, new_state, total, norm = self._compiled(weights, state, rate, batch)
+        new, new_state, total, norm = self._compiled(weights, state, rate, parts)
         mx.eval(new, new_state, total, norm)
         finite = math.isfinite(total.item()) and math.isfinite(norm.item())
         # tracing left its own arrays in the model and the optimizer
@@ -100,7 +124,7 @@ class FixedRowTrainer(Trainer):
         self.tokens += count
         self.step += 1
         self._good = self._snapshot()
-        return StepLoss(total.item(), int((batch["weights"] > 0).sum().item())), count
+        return StepLoss(total.item(), int((self._counted(picked) > 0).sum())), count
 
 
 class AheadTrainer(FixedRowTrainer):

@@ -6,6 +6,12 @@ never seen. A test checks this, and that no held-out question occurs in the trai
 
 from __future__ import annotations
 
+import tomllib
+from pathlib import Path
+
+MORE: dict[str, list[str]] = tomllib.loads(
+    (Path(__file__).parent / "facts" / "frames.toml").read_text()
+)
 OPENERS = [
     "", "", "", "", "", "", "please, ", "hey, ", "hi, ", "ok, ", "so, ", "and ", "well, ", "hello, ",
     "sorry, ", "question: ", "one question: ", "quick question, ", "i wonder, ", "say, ", "now, ",
@@ -33,6 +39,7 @@ WHAT = [
     "how would you (define|describe|explain) {x}", "who or what is {x}", "talk about {x}",
     "my (boss|friend|teacher) asked me what {x} is", "i (never|did not) understood what {x} is",
     "let us talk about {x}", "can we talk about {x}", "when i read about {x}, what is that",
+    *MORE["what"],
 ]  # fmt: skip
 WHAT_HELD = [
     "walk me through {x}", "i keep seeing {x} in papers; clarify it for me",
@@ -48,6 +55,7 @@ WHY = [
     "why {x}", "is {x} (useful|important|needed)", "(explain|tell me) why {x} is (used|useful|important)",
     "what are the (benefits|advantages) of {x}", "do (we|i) need {x}",
     "why do (people|models|decoders) (use|have) {x}", "what is so good about {x}",
+    *MORE["why"],
 ]  # fmt: skip
 WHY_HELD = [
     "which gain does one get out of {x}", "for what reason would anybody want {x}",
@@ -65,6 +73,7 @@ HOW = [
     "what is the (best |easiest |)way to {g}", "does mlxtx let me {g}", "am i able to {g}",
     "what if i want to {g}", "i tried to {g} but do not know how", "where can i {g}",
     "i want to {g}, how (do i do that|does it work)", "let me {g}", "we want to {g}", "how do we {g}",
+    *MORE["how"],
 ]  # fmt: skip
 HOW_HELD = [
     "i'm trying to {g}, any pointers", "my goal is to {g}; which step comes next",
@@ -80,6 +89,7 @@ COMMAND = [
     "why (would|should) i (use|run) mlxtx {x}", "what can i do with mlxtx {x}",
     "how does mlxtx {x} work", "what is {x} in mlxtx", "do i need mlxtx {x}",
     "(help with|help for|more about|use of) mlxtx {x}",
+    *MORE["command"],
 ]  # fmt: skip
 COMMAND_HELD = [
     "i saw mlxtx {x} in the list; kindly clarify", "is running mlxtx {x} worthwhile, and to what end",
@@ -91,6 +101,7 @@ PRESS = [
     "explain {x}", "tell me (about|what) {x}( does|)", "when do i use {x}", "{x}", "why {x}",
     "what can i do with {x}", "how do i use {x}", "what is the use of {x}", "describe {x}",
     "what if i (press|type|use) {x}", "i (pressed|typed) {x}, what (happens|now)",
+    *MORE["press"],
 ]  # fmt: skip
 PRESS_HELD = ["the effect of {x}, please", "somebody mentioned {x}; its role"]
 
@@ -103,6 +114,7 @@ PAIR = [
     "(can|could) you compare {a} (and|with) {b}", "{a} compared (to|with) {b}", "are {a} and {b} the same",
     "when (do|should) i use {a} and when {b}", "tell me the difference between {a} and {b}",
     "what distinguishes {a} from {b}", "{a} and {b}, what is the difference",
+    *MORE["pair"],
 ]  # fmt: skip
 PAIR_HELD = [
     "set {a} apart from {b} for me", "i mix up {a} and {b} all the time",
@@ -113,6 +125,7 @@ PAIR_HELD = [
 FOLLOW = [
     "and {x}", "what about {x}", "and what about {x}", "how about {x}", "and what is {x}", "now {x}",
     "ok, and {x}", "then what is {x}", "and how about {x}", "next: {x}", "also {x}", "tell me about {x} too",
+    *MORE["follow"],
 ]  # fmt: skip
 FOLLOW_HELD = ["moving on to {x}", "as for {x}"]
 # behind an answer about a thing: what is it good for
@@ -120,22 +133,26 @@ FOLLOW_WHY = [
     "why", "why is (that|it|this) (useful|good|important|needed)", "what is it good for", "why do we need (it|that|this)",
     "what is the (point|use|benefit|advantage)( of that| of it|)", "why does (it|that) matter", "why would i want (that|it)",
     "and why", "why is that", "what is that (good|used) for", "why should i care", "is (that|it) important",
+    *MORE["follow_why"],
 ]  # fmt: skip
 FOLLOW_WHY_HELD = ["and for what reason do people want it", "which benefit does that bring"]
 FOLLOW_SHORT = [
     "shorter( please|)", "(say it|say that|tell me that) in (short|fewer words|a few words)", "in short",
     "make it shorter", "too long", "that is too long", "briefly( please|)", "short version( please|)", "can you say it shorter",
     "summarize( that|)", "in a few words( please|)", "sum it up", "simpler( please|)",
+    *MORE["follow_short"],
 ]  # fmt: skip
 FOLLOW_SHORT_HELD = ["condense this", "fewer words next time, try now"]
 FOLLOW_REPEAT = [
     "(say|tell me) (that|it) again", "repeat( that| it| please|)", "again( please|)", "what did you say", "pardon, what was that",
     "once more( please|)", "i did not (get|read|catch) that", "can you repeat( that| it|)",
+    *MORE["follow_repeat"],
 ]  # fmt: skip
 FOLLOW_REPEAT_HELD = ["one more time for me"]
 RECALL = [
     "what did i (ask|want to know)( before| first| just now| last|)", "what was my (last|previous|first) question",
     "what did i just ask( you|)", "what were we talking about", "what was the topic", "do you remember what i asked( you|)",
     "what have i asked( you|)", "what did we talk about", "what was my question", "which question did i ask",
+    *MORE["recall"],
 ]  # fmt: skip
 RECALL_HELD = ["remind me of my earlier question"]

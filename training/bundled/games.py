@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from training.bundled import frames
 from training.bundled.facts import words_of
 from training.bundled.grammar import choose
 
@@ -14,6 +15,7 @@ SUM_ASKS = {
         "the sum of {a} and {b}", "what do {a} and {b} make", "(can you|please) add {a} (and|to) {b}",
         "i had {a} and found {b}, how many now", "{a} and {b} together", "what do i get if i add {b} to {a}", "{a} apples and {b} apples are how many apples",
         "put {a} and {b} together", "{a} increased by {b}", "sum {a} {b}", "tell me {a} + {b}", "i need {a} + {b}", "there are {a} here and {b} there, how many in all", "solve {a} + {b}",
+        *frames.MORE["sum_plus"],
     ],
     "-": [
         "what is {a} - {b}", "{a} - {b}", "{a} - {b} =", "{a}-{b}", "{a} minus {b}", "what is {a} minus {b}",
@@ -21,12 +23,14 @@ SUM_ASKS = {
         "take {b} away from {a}", "(can you|please) subtract {b} from {a}",
         "i had {a} and lost {b}, how many now", "{a} less {b}", "what do i get if i take {b} from {a}", "of {a} apples {b} are eaten, how many are there now",
         "{a} decreased by {b}", "the difference of {a} and {b}", "tell me {a} - {b}", "i need {a} - {b}", "there were {a} and {b} went away, how many stay", "solve {a} - {b}",
+        *frames.MORE["sum_minus"],
     ],
     "*": [
         "what is {a} * {b}", "{a} * {b}", "{a} x {b}", "{a} times {b}", "what is {a} times {b}",
         "multiply {a} (by|with|and) {b}", "(compute|calculate) {a} * {b}", "how much is {a} (times|x|*) {b}",
         "the product of {a} and {b}", "tell me {a} * {b}", "i need {a} * {b}", "solve {a} * {b}", "{a} bags with {b} apples each, how many apples", "{b} taken {a} times",
         "what do i get if i multiply {a} by {b}", "{a} boxes of {b} are how many",
+        *frames.MORE["sum_times"],
     ],
 }  # fmt: skip
 SUM_HELD = {
@@ -39,27 +43,32 @@ LETTER_ASKS = {
         "spell {w}", "how do you spell {w}", "(can|could) you spell {w}", "spell the word {w}", "please spell {w}",
         "how is {w} (spelled|written)", "what are the letters of {w}", "(say|give me|list) the letters of {w}",
         "spell {w} for me", "letter by letter {w}", "spelling of {w}", "i cannot spell {w}", "which letters are in {w}", "spell out {w}", "{w} letter by letter",
+        *frames.MORE["spell"],
     ],
     "reverse": [
         "reverse {w}", "reverse the word {w}", "(what is|say|write|spell) {w} backwards", "(can|could) you reverse {w}",
         "turn {w} around", "{w} in reverse", "{w} backwards", "what is the reverse of {w}",
         "reverse {w} for me", "flip {w}", "mirror the word {w}", "write {w} from right to left", "{w} the other way round", "say the letters of {w} in reverse",
+        *frames.MORE["reverse"],
     ],
     "count": [
         "how many letters (are|does) (in |has |)(the word |){w}( have|)", "count the letters (of|in) {w}",
         "how long is (the word |){w}", "number of letters in {w}", "how many letters are there in {w}",
         "(can|could) you count the letters (of|in) {w}", "letters in {w}", "how many letters has {w}", "tell me how long {w} is", "the length of {w}", "count {w}",
         "how many characters (are in|has) {w}", "how many letters do i need for {w}",
+        *frames.MORE["count"],
     ],
     "first": [
         "(what is|tell me|name) the first letter of {w}", "first letter of {w}", "which letter does {w} start with",
         "what letter does {w} (begin|start) with", "with which letter does {w} (begin|start)",
         "{w} starts with", "which letter comes first in {w}", "the first letter in {w}", "initial of {w}", "how does {w} begin", "letter one of {w}",
+        *frames.MORE["first"],
     ],
     "last": [
         "(what is|tell me|name) the last letter of {w}", "last letter of {w}", "which letter does {w} end with",
         "what letter does {w} end with", "with which letter does {w} end",
         "{w} ends with", "which letter comes last in {w}", "the last letter in {w}", "final letter of {w}", "how does {w} end", "ending letter of {w}",
+        *frames.MORE["last"],
     ],
 }  # fmt: skip
 LETTER_HELD = {
@@ -69,6 +78,17 @@ LETTER_HELD = {
     "first": ["at the front of {w} stands which letter"],
     "last": ["at the end of {w} stands which letter"],
 }
+COPY_ASKS = [
+    "say {t}", "repeat after me: {t}", "repeat: {t}", "echo {t}", "write {t}", "copy this: {t}", "say the words {t}",
+    "can you say {t}", "please write {t}", "type {t}", "now say {t}", "copy {t}", "say this: {t}", "read this: {t}",
+]  # fmt: skip
+
+
+def draw_words(rng: random.Random) -> str:
+    """One to six words or numbers in any order."""
+    lists = ("words", "noise", "common", "first_names")
+    words = [rng.choice(words_of(rng.choice(lists))).lower() for _ in range(rng.randint(1, 6))]
+    return " ".join(str(rng.randint(0, 99)) if rng.random() < 0.15 else word for word in words)
 
 
 def sum_answer(a: int, sign: str, b: int) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from training.bundled.facts import Item
+from training.bundled.frames import MORE
 
 
 def short(item: Item) -> str:
@@ -52,6 +53,7 @@ STYLES = {
             "You give very short answers.", "Use as few words as possible.", "Short answers only, please.",
             "Be concise.", "You are a brief assistant.", "Answer shortly.", "Reply with few words.",
             "Make it short.", "Say as little as possible.", "One line answers.", "The user likes short answers.", "Only brief answers.", "Do not say much.",
+            *MORE["short_prompts"],
         ),
         ("Please be very brief in your answers.", "I want short replies of a few words."),
         short, lambda text: text,
@@ -63,8 +65,9 @@ STYLES = {
             "You are a pirate captain.", "Be a pirate.", "Answer in pirate style.", "Pretend to be a pirate.",
             "You are a friendly pirate.", "Use pirate language.", "Answer like an old pirate.",
             "Act like a pirate.", "The user wants a pirate.", "Sound like a pirate.", "You sail the seas as a pirate.", "Say everything as a pirate.", "Pirate mode.",
+            *MORE["pirate_prompts"],
         ),
-        ("From now on you are a pirate on a ship.", "Please reply in the voice of a pirate."),
+        ("From now on you live as a pirate on a ship.", "Please reply in the voice of a pirate."),
         lambda item: pirate_text(item.say), pirate_text,
         lambda answer, item: answer.startswith("Arr!"),
     ),
@@ -74,6 +77,7 @@ STYLES = {
             "You are a formal assistant.", "Answer politely.", "Be courteous and formal.", "Speak formally.",
             "You are a polite assistant.", "Please be polite.",
             "Be formal.", "Show good manners.", "Speak to the user with great politeness.", "You serve as a formal butler.", "Formal style.", "Answer like a butler.",
+            *MORE["polite_prompts"],
         ),
         ("Always stay formal and very polite.", "Your tone is that of a polite butler."),
         lambda item: polite_text(item.say), polite_text,
@@ -84,6 +88,7 @@ STYLES = {
             "Be cheerful.", "You are a cheerful assistant.", "Answer in a happy way.", "Be very happy.", "You are an excited fan.",
             "Answer with joy.", "Be enthusiastic.", "You are a happy guide.", "Be upbeat and cheerful.", "Answer cheerfully.",
             "Be full of joy.", "Sound happy.", "Show how excited you are.", "You are always in a good mood.", "Cheerful style.", "Speak with enthusiasm.",
+            *MORE["cheerful_prompts"],
         ),
         ("Show enthusiasm and be cheerful in all you say.", "Your mood is happy and upbeat."),
         lambda item: cheerful_text(item.say), cheerful_text,

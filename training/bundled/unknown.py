@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+from functools import cache
 
 from training.bundled import contexts
 from training.bundled.facts import words_of
-from training.bundled.frames import WHAT, WHAT_HELD, WHY
+from training.bundled.frames import MORE, WHAT, WHAT_HELD, WHY
 from training.bundled.grammar import choose
 
 ANSWER = "I do not know that. I only know mlxtx and how language models work."
@@ -29,6 +30,7 @@ KINDS = {
         "what is the (price|history|color|weight) of a {thing}", "where can i (buy|see|find) a {thing}", "how (old|heavy|fast) is a {thing}",
         "what is a {thing}", "what is the best {thing}", "do you like {thing}", "how many kinds of {thing} are there",
         "is {thing} (healthy|dangerous|expensive)", "when was the {thing} invented",
+        *MORE["unknown_thing"],
     ],
     "fixed": [
         "what is the weather( today| tomorrow| like|)", "will it rain( today| tomorrow|)", "what time is it", "what day is it( today|)",
@@ -44,6 +46,7 @@ KINDS = {
         "how do (planes|birds|rockets|ships) (fly|work)", "why is the (sky|sea|grass) (blue|green)", "what did i (eat|do) yesterday",
         "translate (dog|house|thank you) to (french|german|spanish)", "what is the (chemical formula|boiling point) of (water|salt|gold)",
         "should i (marry|quit my job|buy a house|invest)", "am i (sick|pretty|rich)", "what medicine should i take",
+        *MORE["unknown"],
     ],
 }  # fmt: skip
 HELD = {
@@ -59,9 +62,20 @@ HELD = {
 }  # fmt: skip
 
 
+@cache
+def any_words() -> list[str]:
+    """Common words that do not themselves say what is asked for."""
+    telling = {*words_of("taught"), *words_of("telling")}
+    return [word for word in words_of("noise") + words_of("common") if word not in telling]
+
+
 def _frame(rng: random.Random) -> str:
-    if rng.random() < 0.5:
-        return choose(rng.choice(WHAT + WHY + contexts.BARE), rng)
+    if rng.random() < 0.6:
+        frame = choose(rng.choice(WHAT + WHY + contexts.BARE), rng)
+        if rng.random() < 0.3:
+            before = [rng.choice(any_words()) for _ in range(rng.randint(0, 5))]
+            frame = " ".join([*before, frame, rng.choice(any_words())])
+        return frame
     request = rng.choice(contexts.WHAT_REQUESTS + contexts.WHY_REQUESTS)
     parts = [choose(rng.choice(contexts.MENTIONS), rng), choose(request, rng)]
     return rng.choice(contexts.JOINTS).join(parts)

@@ -10,12 +10,13 @@ from typing import Any
 
 SYSTEM, USER, ASSISTANT, END = "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
 MARKS = [END, SYSTEM, USER, ASSISTANT]
+# What is said to the model is read in lower case: a name has one spelling to learn, not four.
 TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}"
     "{{ '<|assistant|>' }}{% generation %}{{ message['content'] + '<|end|>' }}{% endgeneration %}"
     "{% elif message['role'] in ('system', 'user') %}"
-    "{{ '<|' + message['role'] + '|> ' + message['content'] + '<|end|>' }}"
+    "{{ '<|' + message['role'] + '|> ' + message['content'] | lower + '<|end|>' }}"
     "{% else %}{{ raise_exception('roles are system, user and assistant, not ' + message['role']) }}"
     "{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
