@@ -1,9 +1,11 @@
-"""Files are never half there: written beside under another name, flushed to disk, then renamed."""
+"""Files are never half there: written beside under another name, flushed to disk, then renamed.
+What is read may come from anybody: its size is bounded, and what is wrong with it is one line."""
 
 from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +13,45 @@ from pathlib import Path
 from typing import IO, Any
 
 from mlxtx.errors import MlxtxError
+
+MAX_TEXT_BYTES = 256 << 20
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file of bounded size."""
+    try:
+        if path.stat().st_size > MAX_TEXT_BYTES:
+            raise MlxtxError(f"{path} is larger than {MAX_TEXT_BYTES >> 20} MB; it is no such file")
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise MlxtxError(f"{path} is not UTF-8 text: {error}") from None
+    except OSError as error:
+        raise MlxtxError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file. Non-finite numbers as transformers tags them are floats."""
+    try:
+        return json.loads(read_text(path), object_hook=_untag)
+    except (ValueError, RecursionError) as error:
+        raise MlxtxError(f"{path} is not readable JSON: {str(error)[:100]}") from None
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds names and values."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise MlxtxError(f"{path} must hold a JSON object, not {value!r:.40}")
+    return value
+
+
+_TAGS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
+
+
+def _untag(value: dict[str, Any]) -> Any:
+    if set(value) == {"__float__"} and str(value["__float__"]) in _TAGS:
+        return _TAGS[str(value["__float__"])]
+    return value
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlxtx.cli import one_line
 from mlxtx.command_line import (
     add_model_options,
     add_sampling_options,
@@ -120,7 +121,7 @@ class Loop:
             else:
                 self.answer(text)
         except MlxtxError as error:
-            print(f"mlxtx: {error}", file=sys.stderr)
+            print(one_line(error), file=sys.stderr)
 
     def answer(self, text: str) -> str:
         from mlxtx.scripts.generate import show

@@ -14,6 +14,7 @@ import mlx.core as mx
 import pytest
 
 from mlxtx.cli import main
+from mlxtx.errors import MlxtxError
 from tests.tiny_model import tiny_folder
 
 
@@ -76,6 +77,45 @@ def broken_template(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text("{{ raise_exception('no users\\nhere') }}")
 
 
+def change_tokenizer(**changes) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "tokenizer_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change
+
+
+def write(name: str, content: bytes) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes(content) and None
+
+
+def index_that_names_a_link(folder: Path) -> None:
+    names = list(mx.load(str(folder / "model.safetensors")))
+    (folder / "model.safetensors").rename(folder.parent / "outside.safetensors")
+    (folder / "model.safetensors").symlink_to("../outside.safetensors")
+    index = {"weight_map": dict.fromkeys(names, "model.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def renamed(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / "model.safetensors").rename(folder / name)
+
+
+def pipe(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    os.mkfifo(folder / "model.safetensors")
+
+
+def whole_numbers(weights: dict) -> None:
+    weights["model.norm.weight"] = mx.ones((64,), mx.int32)
+
+
+def packed_by_half(weights: dict) -> None:
+    packed, scales, _ = mx.quantize(weights["lm_head.weight"], 64, 4)
+    weights |= {"lm_head.weight": packed, "lm_head.scales": scales}
+
+
+ROPE = {"rope_type": "linear", "factor": "two"}
 CASES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "unknown family": (change_config(model_type="lama"), ["lama", "llama"]),
     "missing tensors": (
@@ -92,6 +132,55 @@ CASES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "no config": (lambda folder: (folder / "config.json").unlink(), ["config.json"]),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), ["tokenizer"]),
     "impossible config": (change_config(num_key_value_heads=3), ["heads"]),
+    "a size as text": (change_config(hidden_size="64"), ["hidden_size", "'64'"]),
+    "half a channel": (change_config(hidden_size=64.5), ["hidden_size", "64.5"]),
+    "larger than any array": (change_config(vocab_size=10**12), ["1000000000000"]),
+    "half a token": (change_config(max_position_embeddings=1.5), ["context", "1.5"]),
+    "an epsilon as text": (change_config(rms_norm_eps="1e-5"), ["eps", "'1e-5'"]),
+    "a negative base": (change_config(rope_theta=-1), ["base", "-1"]),
+    "a scaling by text": (change_config(rope_scaling=ROPE), ["factor", "'two'"]),
+    "a scaling that is text": (change_config(rope_scaling="linear"), ["RoPE", "'linear'"]),
+    "perhaps tied": (change_config(tie_word_embeddings="false"), ["tied", "false"]),
+    "an end token as text": (change_config(eos_token_id="2"), ["eos_token_id", "'2'"]),
+    "end tokens in lists": (
+        write("generation_config.json", b'{"eos_token_id": [[1]]}'),
+        ["generation_config.json", "eos_token_id"],
+    ),
+    "deep JSON": (write("config.json", b"[" * 100_000), ["config.json", "JSON"]),
+    "a template that is none": (change_tokenizer(chat_template=[3]), ["chat_template", "[3]"]),
+    "a template without a name": (
+        change_tokenizer(chat_template=[{"template": "x"}]),
+        ["chat_template", "names"],
+    ),
+    "a template in Latin-1": (write("chat_template.jinja", b"\xe9"), ["jinja", "UTF-8"]),
+    "a template with a loose end": (
+        write("chat_template.jinja", b"{% break %}"),
+        ["chat template", "outside loop"],
+    ),
+    "added tokens without text": (
+        change_tokenizer(added_tokens_decoder={"5": {}}),
+        ["added_tokens_decoder"],
+    ),
+    "added tokens without number": (write("added_tokens.json", b'{"a": "b"}'), ["added_tokens"]),
+    "whole numbers as weights": (
+        change_weights(whole_numbers),
+        ["model.norm.weight", "int32", "floating-point"],
+    ),
+    "packed by half": (
+        lambda folder: (
+            change_weights(packed_by_half)(folder),
+            change_config(quantization={"bits": 4, "group_size": 64})(folder),
+        ),
+        ["lm_head.biases", "[406, 1]"],
+    ),
+    "an index that names a link": (index_that_names_a_link, ["link", "model.safetensors"]),
+    "no shards": (renamed("model-00001-of-00000.safetensors"), ["model-00001-of-00000"]),
+    "GGUF": (renamed("model.gguf"), ["model.gguf", "safetensors"]),
+    "a Git LFS pointer": (
+        write("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n"),
+        ["Git LFS", "git lfs pull"],
+    ),
+    "a pipe": (pipe, ["model.safetensors is no file"]),
     "broken template": (broken_template, ["chat template", "no users here"]),
 }
 
@@ -110,6 +199,26 @@ def test_bad_checkpoints(name, tmp_path, capsys):
     for word in words:
         assert word in captured.err
     assert sorted(path.name for path in folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("blobs", ["blobs", "elsewhere"])
+def test_only_the_hubs_cache_links_shards(blobs, tmp_path):
+    """There snapshots/REVISION/FILE is a link to ../../blobs/HASH."""
+    folder = tmp_path / "snapshots" / "main"
+    shutil.copytree(tiny_folder(), folder)
+    (tmp_path / blobs).mkdir()
+    names = list(mx.load(str(folder / "model.safetensors")))
+    (folder / "model.safetensors").rename(tmp_path / blobs / "a1b2")
+    (folder / "model.safetensors").symlink_to(f"../../{blobs}/a1b2")
+    index = {"weight_map": dict.fromkeys(names, "model.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    code = main(["generate", "--model", str(folder), "--prompt", "x", "--max-tokens", "1"])
+    assert code == (0 if blobs == "blobs" else 2)
+
+
+def test_what_others_wrote_stays_inert_in_an_error():
+    error = MlxtxError("a name\nof two\r\nlines: \x1b[31m\u202e\x9b é 漢")
+    assert str(error) == "a name of two lines: \\x1b[31m\\u202e\\x9b é 漢"
 
 
 def test_remote_code_is_never_run(tmp_path, capsys):
@@ -167,7 +276,6 @@ def test_a_full_disk():
 def test_a_saved_conversation_is_whole_or_not_there(tmp_path):
     from mlxtx.scripts.chat import Loop
 
-    from mlxtx.errors import MlxtxError
     from tests.tiny_model import tiny_language_model
 
     loop = Loop(tiny_language_model().chat(), {}, False)

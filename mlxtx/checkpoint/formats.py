@@ -120,6 +120,10 @@ def _mlx(checkpoint: Checkpoint, tensors: Tensors, settings: Any = None) -> Tens
                 f"{path}: packed {list(weight.shape)} with scales {list(scales.shape)} does not "
                 "fit the quantization that config.json gives"
             )
+        if scales.dtype != mx.uint8 and path + ".biases" not in tensors:
+            raise MlxtxError(
+                f"{path} is packed with affine scales and lacks {path}.biases {list(scales.shape)}"
+            )
         stored = [tensors[part] for part in parts]
         unpack = partial(_unpack, quantization)
         plain = Tensor(

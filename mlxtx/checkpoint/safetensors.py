@@ -112,6 +112,8 @@ def read_header(path: str | Path) -> Header:
     """
     path = Path(path)
     try:
+        if path.exists() and not path.is_file():
+            raise MlxtxError(f"{path} is no file")  # a pipe would wait for ever
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             return _parse(file, size)
@@ -125,12 +127,24 @@ class _BadHeader(Exception):
     pass
 
 
+# What lies there instead when something went wrong, by its first bytes.
+_OTHER_KINDS = {
+    b"version ": "a Git LFS pointer, not the weights; run `git lfs pull`, or download the file",
+    b"<": "a web page, not the weights; download the file again",
+    b"GGUF": "a GGUF file under another name; use a safetensors version of the model",
+    b"PK\x03\x04": "a zip archive, perhaps a pickled model; use a safetensors version",
+}
+
+
 def _parse(file: IO[bytes], size: int) -> Header:
     first = file.read(8)
     if len(first) < 8:
         raise _BadHeader(f"it holds {size} bytes, too few for a header (a cut download?)")
     (length,) = struct.unpack("<Q", first)
     if length > MAX_HEADER_BYTES:
+        for start, kind in _OTHER_KINDS.items():
+            if first.startswith(start):
+                raise _BadHeader(f"it is {kind}")
         raise _BadHeader(f"its header claims {length} bytes, above {MAX_HEADER_BYTES}")
     if 8 + length > size:
         raise _BadHeader(f"its header claims {length} bytes, and the file holds {size} in all")

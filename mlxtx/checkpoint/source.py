@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable
@@ -12,38 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from mlxtx.checkpoint.safetensors import Reader, TensorInfo
 from mlxtx.errors import MlxtxError
+from mlxtx.files import read_json, read_json_object
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
 INDEX = "model.safetensors.index.json"
-MAX_JSON_BYTES = 256 << 20
 ROWS_BYTES = 8 << 20  # of a tensor, while it is compared with another
 _SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack")
+_OTHER_FORMATS = (".gguf", ".ggml", ".npz", ".npy", ".onnx", ".mlpackage", ".tflite")
 # Weights of the same model in another layout, and of adapters: never the checkpoint itself.
 _OTHER_WEIGHTS = ("consolidated", "adapter", "training_args", "optimizer")
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file of bounded size. Non-finite numbers as transformers tags them are floats."""
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise MlxtxError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MB; it is no config")
-        return json.loads(path.read_text(encoding="utf-8"), object_hook=_untag)
-    except (ValueError, RecursionError) as error:
-        raise MlxtxError(f"{path} is not readable JSON: {str(error)[:100]}") from None
-    except OSError as error:
-        raise MlxtxError(f"cannot read {path}: {error.strerror or error}") from None
-
-
-_TAGS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
-
-
-def _untag(value: dict[str, Any]) -> Any:
-    if set(value) == {"__float__"} and str(value["__float__"]) in _TAGS:
-        return _TAGS[str(value["__float__"])]
-    return value
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -51,9 +30,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise MlxtxError(f"{folder} holds no config.json; is it a model's folder?")
-    config = read_json(path)
-    if not isinstance(config, dict):
-        raise MlxtxError(f"{path} is not a JSON object")
+    config = read_json_object(path)
     beside = folder / "hf_quant_config.json"
     if "quantization_config" not in config and beside.is_file():
         config["quantization_config"] = read_json(beside)
@@ -148,7 +125,7 @@ def weight_files(folder: Path) -> list[str]:
     if shards:
         stem, _, total = shards[0].groups()
         count = int(total)
-        if count > 100_000 or any(s[1] != stem or s[3] != total for s in shards):
+        if not 0 < count <= 100_000 or any(s[1] != stem or s[3] != total for s in shards):
             raise MlxtxError(f"{folder} mixes shards of several models: {', '.join(there[:6])}")
         width = len(total)
         return _present(
@@ -183,7 +160,19 @@ def _weight_map(folder: Path) -> dict[str, str]:
         raise MlxtxError(f"{folder / INDEX} holds no weight_map")
     for file in {str(file): file for file in mapping.values()}.values():
         check_inside(file, folder / INDEX)
+        _check_link(folder, file)
     return mapping
+
+
+def _check_link(folder: Path, file: str) -> None:
+    """Refuse a link that leads out of the folder; in the Hub's cache all files are links."""
+    home = folder.resolve()
+    homes = (home, home.parent.parent / "blobs")
+    if not any((folder / file).resolve().is_relative_to(one) for one in homes):
+        raise MlxtxError(
+            f"{folder / file} is a link out of its folder, which {INDEX} must not name; put the"
+            " file itself there"
+        )
 
 
 def check_inside(file: Any, where: Path) -> None:
@@ -215,4 +204,10 @@ def _no_weights(folder: Path) -> str:
             f"{folder} holds {others[0]} only, which is not in the Hugging Face layout; "
             "use a version of the model with model.safetensors"
         )
-    return f"{folder} holds no safetensors weights"
+    others = sorted(p.name for p in folder.iterdir() if p.suffix in _OTHER_FORMATS)
+    if others:
+        return (
+            f"{folder} holds no safetensors weights, and {others[0]} is of a kind that is not read"
+            " here; use a version of the model with model.safetensors"
+        )
+    return f"{folder} holds no safetensors weights; is the download complete?"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,10 @@ from mlxtx.families import family_for
 from mlxtx.naming.map import Group, NameMap, split_suffix
 from mlxtx.naming.transforms import Same
 
-# How many names an error lists before it counts the rest.
+# How many tensors an error names one by one, before layers that lack the same are put together.
 LISTED = 12
+MOST_LISTED = 200
+LONGEST_NAME = 200  # characters of a name in an error
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,11 @@ def describe(checkpoint: Checkpoint, *, unpack: bool = False) -> tuple[DecoderMo
         if not tied:
             checkpoint.config = {**checkpoint.config, "tie_word_embeddings": False}
             decoder = family.decoder_config(checkpoint.config, checkpoint.tensors)
-    model, config = DecoderModel(decoder), checkpoint.config
+    config = checkpoint.config
+    try:
+        model = DecoderModel(decoder)
+    except (OverflowError, ValueError) as error:  # larger than any array can be
+        raise MlxtxError(f"config.json describes no possible decoder: {error}") from None
     if unpack:
         tensors = unpacked(tensors, [name for name in tensors if tensors[name].packing])
         config = plain_config(config)
@@ -216,7 +223,7 @@ def _check(
     expected = parameter_shapes(model)
     origin = {name: group.sources for group in groups for name in group.targets}
     halves = {name: lack for have, lack in incomplete for name in have}
-    problems: list[str] = []
+    problems: list[tuple[str, str, str]] = []  # what, the tensor's name, what else
     for name, form in forms.items():
         path, ending = split_suffix(name)
         quantization = quantizations.get(path)
@@ -225,19 +232,49 @@ def _check(
                 continue
             source = origin[name][0]
             without = f" (without {', '.join(halves[source][:3])})" if source in halves else ""
-            problems.append(f"unexpected {source}{without} {list(form.shape)}")
+            problems.append(("unexpected ", source, f"{without} {list(form.shape)}"))
             continue
+        packed = quantization and ending != ".bias"
+        if not packed and not mx.issubdtype(form.dtype, mx.floating):
+            kind = str(form.dtype).rpartition(".")[2]
+            problems.append(("", origin[name][0], f" holds {kind}, not floating-point numbers"))
         shape = form.shape
         if quantization and ending == ".weight":
             shape = (*shape[:-1], quantization.columns(shape[-1]))
         if shape != expected[name]:
             source = ", ".join(origin[name][:3])
-            problems.append(f"{source} is {list(shape)}, not {list(expected[name])} as configured")
+            sizes = f"{list(shape)}, not {list(expected[name])} as configured"
+            problems.append(("", source, f" is {sizes}"))
     for name, shape in expected.items():
         if name not in forms:
-            problems.append(f"missing {name} {list(shape)}")
+            problems.append(("missing ", name, f" {list(shape)}"))
     if problems:
-        more = f"; and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
-        raise MlxtxError(
-            "the weights do not fit config.json: " + "; ".join(problems[:LISTED]) + more
-        )
+        raise MlxtxError("the weights do not fit config.json: " + "; ".join(_listed(problems)))
+
+
+def _listed(problems: Sequence[tuple[str, str, str]]) -> list[str]:
+    """Every tensor by its name; where there are many, ``layers.{0-31}`` stands for all of these."""
+    together: dict[tuple[str, ...], list[str]] = {}
+    for what, name, more in problems:
+        number = re.search(r"\.(\d+)\.", name) if len(problems) > LISTED else None
+        start, end = number.span(1) if number else (len(name), len(name))
+        key = (what, name[:start][:LONGEST_NAME], name[end:][:LONGEST_NAME], more)
+        together.setdefault(key, []).append(name[start:end])
+    lines = [
+        what + before + (numbers[0] if len(numbers) == 1 else _ranges(numbers)) + after + more
+        for (what, before, after, more), numbers in together.items()
+    ]
+    left = len(lines) - MOST_LISTED
+    return [*lines[:MOST_LISTED], f"and {left} more"] if left > 0 else lines
+
+
+def _ranges(numbers: Iterable[str]) -> str:
+    """ "{0-3,7}" for 0, 1, 2, 3 and 7."""
+    runs: list[list[int]] = []
+    for number in sorted(map(int, numbers)):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    parts = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
+    return "{" + ",".join(parts) + "}"

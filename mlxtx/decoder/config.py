@@ -12,17 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-ACTIVATIONS = [
-    "silu",
-    "gelu",
-    "gelu_tanh",
-    "gelu_quick",
-    "relu",
-    "relu2",
-    "xielu",
-    "sigmoid",
-    "tanh",
-]
+ACTIVATIONS = ["silu", "gelu", "gelu_tanh", "gelu_quick"]
+ACTIVATIONS += ["relu", "relu2", "xielu", "sigmoid", "tanh"]
 
 
 class ConfigError(ValueError):
@@ -36,14 +27,15 @@ def _check(condition: bool, message: str) -> None:
 
 def _positive(owner: object, *names: str) -> None:
     for name in names:
-        value = getattr(owner, name)
-        where = f"{type(owner).__name__}.{name}"
-        _check(value is None or value > 0, f"{where} must be above 0, not {value!r}")
+        value, whole = getattr(owner, name), owner.__annotations__[name].startswith("int")
+        good = isinstance(value, int if whole else int | float) and 0 < value < 2**63
+        what = f"{type(owner).__name__}.{name} must be a {'whole ' * whole}number above 0"
+        _check(good or value is None, f"{what}, not {value!r:.60}")
 
 
-def _known(owner: object, name: str, values: Sequence[str]) -> None:
+def _known(owner: object, name: str, values: Sequence[object]) -> None:
     value, where = getattr(owner, name), f"{type(owner).__name__}.{name}"
-    _check(value in values, f"{where} is unknown: {value!r} (known: {', '.join(values)})")
+    _check(value in values, f"{where} is unknown: {value!r} (known: {', '.join(map(str, values))})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +51,8 @@ class NormConfig:
     def __post_init__(self) -> None:
         _known(self, "kind", ("rms", "layer"))
         _check(not self.bias or self.kind == "layer", "NormConfig.bias needs kind 'layer'")
-        _check(self.eps >= 0, f"NormConfig.eps must not be negative: {self.eps!r}")
+        good = isinstance(self.eps, int | float) and 0 <= self.eps < 1e9
+        _check(good, f"NormConfig.eps must be a number that is not negative: {self.eps!r:.60}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +88,10 @@ class RopeScaling:
     long_factors: tuple[float, ...] = ()
     turning: float = 1.0
 
+    def __post_init__(self) -> None:
+        _positive(self, "factor", "low_frequency_factor", "high_frequency_factor")
+        _positive(self, "beta_fast", "beta_slow", "attention_factor", "long_attention_factor")
+
     @property
     def depends_on_length(self) -> bool:
         return self.kind in ("dynamic", "longrope") or self.long_attention_factor is not None
@@ -118,6 +115,7 @@ class RopeConfig:
 
     def __post_init__(self) -> None:
         _check(self.dims > 0 and self.dims % 2 == 0, f"RopeConfig.dims must be even: {self.dims!r}")
+        _positive(self, "base")
         pairs, longrope = self.dims // 2, self.scaling and self.scaling.kind == "longrope"
         for name in ("short_factors", "long_factors") if longrope else ():
             count = len(getattr(self.scaling, name))
@@ -349,6 +347,7 @@ class HeadConfig:
 
     def __post_init__(self) -> None:
         _check(not (self.tied and self.bias), "HeadConfig.bias needs a head that is not tied")
+        _known(self, "tied", (True, False))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import mlx.core as mx
 from mlxtx.checkpoint.hub import explained, resolve
 from mlxtx.checkpoint.loading import planned_model
 from mlxtx.checkpoint.safetensors import TensorInfo
-from mlxtx.checkpoint.source import Checkpoint, read_json
+from mlxtx.checkpoint.source import Checkpoint, read_config
 from mlxtx.decoder.config import DecoderConfig
 from mlxtx.errors import MlxtxError
 
@@ -41,11 +41,11 @@ class HubHeaders:
 
         with explained(repo, revision):
             try:
-                config = read_json(Path(hf_hub_download(repo, "config.json", revision=revision)))
+                saved = hf_hub_download(repo, "config.json", revision=revision)
                 metadata = get_safetensors_metadata(repo, revision=revision)
             except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
                 raise MlxtxError(f"{repo} has no sound safetensors weights: {error}") from None
-        self.config: Mapping[str, Any] = config
+        self.config: Mapping[str, Any] = read_config(Path(saved).parent)
         self.tensors: dict[str, TensorInfo] = {}
         for file in metadata.files_metadata.values():
             for name, tensor in file.tensors.items():

@@ -65,7 +65,7 @@ class HubConfig(ConfigReader):
 
     @property
     def width(self) -> int:
-        return self.get("hidden_size", "n_embd", "d_model", "n_embed")
+        return self.count("hidden_size", "n_embd", "d_model", "n_embed", most=2**31)
 
     @property
     def layers(self) -> int:
@@ -75,13 +75,13 @@ class HubConfig(ConfigReader):
     def heads(self) -> int:
         return self.count("num_attention_heads", "n_head", "n_heads", "num_heads")
 
-    def count(self, *names: str, least: int = 1, **default: int) -> int:
+    def count(self, *names: str, least: int = 1, most: int = MOST, **default: int) -> int:
         """How many there are of something that is listed one by one: a bound keeps a hostile file
         from filling the memory."""
         count = self.get(*names, **default)
-        if not isinstance(count, int) or not least <= count <= MOST:
+        if not isinstance(count, int) or not least <= count <= most:
             raise ConfigError(
-                f"{names[0]} must be a whole number from {least} to {MOST}, not {count!r:.40}"
+                f"{names[0]} must be a whole number from {least} to {most}, not {count!r:.40}"
             )
         return count
 

@@ -33,7 +33,10 @@ def rope_parameters(
     flat_theta = reader.get(*theta_names, default=theta)
     flat_partial = reader.get(*partial_names, default=partial)
     nested = reader.get("rope_parameters", default=otherwise)  # some carry both generations
-    parameters: dict[str, Any] = dict(reader.get("rope_scaling", default=None) or nested or {})
+    parameters = reader.get("rope_scaling", default=None) or nested or {}
+    if not isinstance(parameters, dict):
+        raise MlxtxError(f"config.json: RoPE needs names and values, not {parameters!r:.60}")
+    parameters = dict(parameters)
     if any(name in parameters for name in _LAYER_TYPES):
         own = parameters.get(layer_type or "full_attention") or {}
         # transformers asks for this one beside the layer types, so that within them it is not read.
@@ -71,7 +74,9 @@ def make_rope(parameters: dict[str, Any], head_dim: int, context: int, **fields:
             f"config.json: RoPE of type {kind!r} has keys that nothing knows: {', '.join(unknown)}"
         )
     dims = head_dim if kind == "proportional" else int(head_dim * partial)
-    return RopeConfig(dims=dims, base=float(base), scaling=scaling, **fields)
+    return RopeConfig(
+        dims=dims, base=float(base) if isinstance(base, int) else base, scaling=scaling, **fields
+    )
 
 
 # Each type of scaling and the keys it needs: theirs -> ours.

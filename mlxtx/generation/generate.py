@@ -327,7 +327,7 @@ class Generation:
 
 def _check_prompt(prompt: Sequence[int], limit: int, vocabulary: int) -> None:
     if not len(prompt):
-        raise MlxtxError("the prompt is empty; give at least one token")
+        raise MlxtxError("the prompt is empty: it comes to no token at all")
     if len(prompt) > limit:
         raise MlxtxError(
             f"the prompt has {len(prompt)} tokens, more than the model's context of {limit};"

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     import jinja2
 
 Message = Mapping[str, Any]
-_LARGEST_REPEAT = 1_000_000  # characters; a template has no need for more
+_LONGEST = 10_000_000  # characters or items that a template puts together; none needs more
+_MOST_STEPS = 2_000_000  # turns of loops and calls in one rendering
 
 
 class ChatTemplate:
@@ -53,6 +55,7 @@ class ChatTemplate:
 
         source = self.choose(name, tools)
         given = _plain({"messages": list(messages), "tools": tools, **variables})
+        _budget.steps = _MOST_STEPS
         try:
             return _compile(source).render(add_generation_prompt=add_generation_prompt, **given)
         except jinja2.TemplateSyntaxError as error:
@@ -61,16 +64,42 @@ class ChatTemplate:
             ) from error
         except jinja2.TemplateError as error:
             raise MlxtxError(f"the chat template refused these messages: {error}") from error
-        except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
-            raise MlxtxError(f"the chat template failed on these messages: {error}") from error
         except RecursionError as error:
             raise MlxtxError("the chat template calls itself without end") from error
+        except Exception as error:  # a program of a stranger's can fail in any way
+            raise MlxtxError(f"the chat template failed on these messages: {error}") from error
 
 
 def plain_transcript(messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
     """What stands in where a checkpoint has no template: "role: content" lines."""
     lines = [f"{message['role']}: {message['content']}\n" for message in messages]
     return "".join(lines) + ("assistant:" if add_generation_prompt else "")
+
+
+class _Budget(threading.local):
+    """What a rendering may still do: a template must not run for ever, nor fill the memory."""
+
+    steps = 0
+
+    def spend(self, steps: int = 1) -> None:
+        self.steps -= steps
+        if self.steps < 0:
+            raise ValueError(f"it takes more than {_MOST_STEPS:,} steps")
+
+
+_budget = _Budget()
+
+
+def _counted(items: Iterable[Any]) -> Iterator[Any]:
+    for item in items:
+        _budget.spend()
+        yield item
+
+
+def _bounded(value: Any) -> Any:
+    if isinstance(value, str | list | tuple) and len(value) > _LONGEST:
+        raise ValueError("it makes a text that is too long")
+    return value
 
 
 def _plain(value: Any) -> Any:
@@ -114,8 +143,30 @@ def _environment() -> jinja2.Environment:
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             return jinja2.nodes.Scope(body).set_lineno(line)
 
+    class Bounds(jinja2.visitor.NodeTransformer):
+        """Counts the turns of every loop, and looks at what ``~`` puts together."""
+
+        def visit_For(self, node: jinja2.nodes.For) -> jinja2.nodes.Node:
+            self.generic_visit(node)
+            node.iter = self.filtered(node.iter, "mlxtx_counted")
+            return node
+
+        def visit_Concat(self, node: jinja2.nodes.Concat) -> jinja2.nodes.Node:
+            self.generic_visit(node)
+            return self.filtered(node, "mlxtx_bounded")
+
+        def filtered(self, node: Any, name: str) -> jinja2.nodes.Filter:
+            return jinja2.nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+
     class Sandbox(ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset(["*", "**"])
+        intercepted_binops = frozenset(["*", "**", "+"])
+
+        def _parse(self, *source: Any) -> jinja2.nodes.Template:
+            return Bounds().visit(super()._parse(*source))
+
+        def call(self, *function: Any, **arguments: Any) -> Any:
+            _budget.spend(10)  # about what it costs beside a turn of a loop
+            return super().call(*function, **arguments)
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
             """The sandbox bounds ``range``; repeated strings and powers fill the memory too."""
@@ -123,9 +174,9 @@ def _environment() -> jinja2.Environment:
                 raise jinja2.sandbox.SecurityError("a power in the chat template is too large")
             for text, times in ((left, right), (right, left)):
                 repeats = isinstance(text, str | list | tuple) and isinstance(times, int)
-                if repeats and len(text) * times > _LARGEST_REPEAT:
+                if operator == "*" and repeats and len(text) * times > _LONGEST:
                     raise jinja2.sandbox.SecurityError("the chat template repeats a text too often")
-            return super().call_binop(context, operator, left, right)
+            return _bounded(super().call_binop(context, operator, left, right))
 
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)
@@ -133,7 +184,11 @@ def _environment() -> jinja2.Environment:
     environment = Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
-    environment.filters["tojson"] = _to_json
+    environment.filters |= {
+        "tojson": _to_json,
+        "mlxtx_counted": _counted,
+        "mlxtx_bounded": _bounded,
+    }
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     return environment

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mlxtx.errors import MlxtxError
+from mlxtx.files import read_json_object, read_text
 from mlxtx.text.backends import AddedToken, Pieces, SentencePieces, TokenizersPieces
 from mlxtx.text.chat_template import ChatTemplate, Message, plain_transcript
 from mlxtx.text.detokenizer import StreamingDetokenizer
@@ -170,15 +170,7 @@ def check_messages(messages: Sequence[Message]) -> None:
 
 def _json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; {} when there is none."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise MlxtxError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise MlxtxError(f"{path} must hold a JSON object")
-    return value
+    return read_json_object(path) if path.is_file() else {}
 
 
 def _content(token: Any) -> str | None:
@@ -188,12 +180,20 @@ def _content(token: Any) -> str | None:
 
 
 def _added_tokens(folder: Path, config: dict[str, Any]) -> dict[int, AddedToken]:
-    added: dict[int, AddedToken] = {
-        int(token): {"content": content, "special": False}
-        for content, token in _json(folder / "added_tokens.json").items()
-    }
-    for token, entry in (config.get("added_tokens_decoder") or {}).items():
-        added[int(token)] = entry if isinstance(entry, dict) else {"content": str(entry)}
+    added: dict[int, AddedToken] = {}
+    older = _json(folder / "added_tokens.json")
+    try:
+        for content, token in older.items():
+            added[int(token)] = {"content": content, "special": False}
+        for token, entry in (config.get("added_tokens_decoder") or {}).items():
+            added[int(token)] = entry if isinstance(entry, dict) else {"content": entry}
+    except (TypeError, ValueError, AttributeError):
+        added[-1] = {}
+    if any(token < 0 or not isinstance(e.get("content"), str) for token, e in added.items()):
+        raise MlxtxError(
+            f"{folder}: added_tokens_decoder of tokenizer_config.json must give a text for each id,"
+            " and added_tokens.json an id for each text"
+        )
     return added
 
 
@@ -202,30 +202,39 @@ def _chat_template(folder: Path, config: dict[str, Any]) -> ChatTemplate | None:
     template = config.get("chat_template") or _json(folder / "chat_template.json").get(
         "chat_template"
     )
-    sources: dict[str, str] = {}
     if isinstance(template, str):
-        sources["default"] = template
-    elif isinstance(template, list):
-        sources = {entry["name"]: entry["template"] for entry in template}
-    elif isinstance(template, dict):
-        sources = dict(template)
+        template = {"default": template}
+    elif isinstance(template, list) and all(isinstance(entry, dict) for entry in template):
+        template = {entry.get("name"): entry.get("template") for entry in template}
+    sources = template or {}
+    if not isinstance(sources, dict) or not all(
+        isinstance(text, str) for pair in sources.items() for text in pair
+    ):
+        raise MlxtxError(
+            f"{folder}: the chat_template of tokenizer_config.json must be a text or a list of"
+            f" texts with names, not {template!r:.60}"
+        )
     if (folder / "chat_template.jinja").is_file():
-        sources["default"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        sources["default"] = read_text(folder / "chat_template.jinja")
     for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
-        sources[path.stem] = path.read_text(encoding="utf-8")
+        sources[path.stem] = read_text(path)
     return ChatTemplate(sources) if sources else None
 
 
 def _eos_ids(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
+    found = {tokenizer._named_id("eos_token")}
     config = _json(folder / "config.json")
-    nested = config.get("text_config")
-    found: set[Any] = set()
-    for source in (
-        _json(folder / "generation_config.json"),
-        config,
-        nested if isinstance(nested, dict) else {},
+    for name, source in (
+        ("generation_config.json", _json(folder / "generation_config.json")),
+        ("config.json", config),
+        ("config.json", config.get("text_config")),
     ):
-        value = source.get("eos_token_id")
-        found |= set(value) if isinstance(value, list) else {value}
-    found.add(tokenizer._named_id("eos_token"))
-    return frozenset(token for token in found if isinstance(token, int) and token >= 0)
+        value = source.get("eos_token_id") if isinstance(source, dict) else None
+        ids = value if isinstance(value, list) else [value]
+        if not all(token is None or type(token) is int for token in ids):
+            raise MlxtxError(
+                f"{folder / name}: eos_token_id must be a token's id or a list of them,"
+                f" not {value!r:.60}"
+            )
+        found |= set(ids)
+    return frozenset(token for token in found if token is not None and token >= 0)

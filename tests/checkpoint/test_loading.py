@@ -16,7 +16,7 @@ from mlxtx.checkpoint.loading import load_model
 from mlxtx.checkpoint.quantization import Quantization
 from mlxtx.checkpoint.source import INDEX
 from mlxtx.errors import MlxtxError
-from tests.checkpoint.builders import LLAMA, save, shard, write_llama
+from tests.checkpoint.builders import LLAMA, llama_shapes, save, shard, write_llama
 
 TOKENS = mx.array([[3, 1, 4, 1, 5, 9, 2, 6]])
 
@@ -229,11 +229,25 @@ def test_every_tensor_that_does_not_fit_is_named(tmp_path):
     assert "\n" not in message
 
 
-def test_a_wrong_configuration_lists_some_and_counts_the_rest(tmp_path):
+def test_a_wrong_configuration_names_what_lacks_by_layers(tmp_path):
     write_llama(tmp_path)
     config = LLAMA | {"num_hidden_layers": 9}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(MlxtxError, match=r"missing model\.layers\.2.*; and 51 more"):
+    with pytest.raises(MlxtxError) as caught:
+        load_model(tmp_path)
+    problems = str(caught.value).partition(": ")[2].split("; ")
+    third = {n: s for n, s in llama_shapes(config).items() if n.startswith("model.layers.2.")}
+    expected = {f"missing {n.replace('.2.', '.{2-8}.')} {list(s)}" for n, s in third.items()}
+    assert set(problems) == expected and len(problems) == 9
+
+    stored = {name: ("F32", w) for name, w in write_llama(tmp_path).items()}
+    odd = {f"x.{n}.y.{n}": ("F32", np.zeros(1, np.float32)) for n in (*range(300), 999)}
+    save(tmp_path / "model.safetensors", stored | odd)
+    with pytest.raises(MlxtxError, match=r"unexpected x.0.y.0 \[1\]; .*; and 101 more$"):
+        load_model(tmp_path)
+    odd = {f"x.{n}.y": ("F32", np.zeros(1, np.float32)) for n in (*range(300), 999)}
+    save(tmp_path / "model.safetensors", stored | odd)
+    with pytest.raises(MlxtxError, match=r"config.json: unexpected x.\{0-299,999\}.y \[1\]$"):
         load_model(tmp_path)
 
 

@@ -105,12 +105,12 @@ def test_config_json(tmp_path):
     with pytest.raises(MlxtxError, match=r"no config\.json"):
         read_config(tmp_path)
     path = tmp_path / "config.json"
-    for text, message in (("{", "not readable JSON"), ("[]", "not a JSON object")):
+    for text, message in (("{", "not readable JSON"), ("[]", "must hold a JSON object")):
         path.write_text(text)
         with pytest.raises(MlxtxError, match=message):
             read_config(tmp_path)
     path.write_bytes(b"\xff")
-    with pytest.raises(MlxtxError, match="not readable JSON"):
+    with pytest.raises(MlxtxError, match="not UTF-8 text"):
         read_config(tmp_path)
     path.write_text('{"clip": {"__float__": "Infinity"}, "x": {"__float__": "1"}}')
     assert read_config(tmp_path) == {"clip": math.inf, "x": {"__float__": "1"}}

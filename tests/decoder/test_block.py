@@ -312,7 +312,7 @@ def test_prediction_head_follows_its_formula_and_its_cache():
     ("make", "message"),
     [
         (lambda: AttentionConfig(heads=6, kv_heads=4, head_dim=8), "4 does not divide 6"),
-        (lambda: replace(ATTENTION, window=0), "window must be above 0"),
+        (lambda: replace(ATTENTION, window=0), "window must be a whole number above 0"),
         (lambda: replace(ATTENTION, alibi=(0.5,)), "1 slopes for 4 heads"),
         (lambda: FeedForwardConfig(width=8, activation="swoosh"), "'swoosh'"),
         (lambda: ExpertsConfig(count=2, per_token=3, expert=MLP), "3 is above count 2"),

@@ -68,6 +68,18 @@ def test_raise_exception_is_one_line():
         render("{{ raise_exception('only users here') }}")
 
 
+GROWING = "{{% set ns = namespace(x='ab') %}}{{% for i in range(99) %}}{{% set ns.x = ns.{} %}}{{% endfor %}}"
+
+
+def test_counting_changes_no_loop():
+    source = (
+        "{% for m in messages if m.role %}{{ loop.index }}/{{ loop.length }}{{ loop.last }} "
+        "{% endfor %}{% for x in nothing %}{% else %}none{% endfor %}"
+        "{% for x in [[1, [2]], [3]] recursive %}{{ x if x is number else loop(x) }}{% endfor %}"
+    )
+    assert render(source) == "1/2False 2/2True none123"
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
@@ -76,6 +88,18 @@ def test_raise_exception_is_one_line():
         ("{{ messages + 1 }}", "failed on these messages"),
         ("{{ 1 // 0 }}", "failed on these messages"),
         ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "calls itself without end"),
+        ("{% break %}", "'break' outside loop"),
+        (
+            "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}",
+            "more than 2,000,000 steps",
+        ),
+        (
+            "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}"
+            "{{ m(30) }}",
+            "more than 2,000,000 steps",
+        ),
+        (GROWING.format("x ~ ns.x"), "a text that is too long"),
+        (GROWING.format("x + ns.x"), "a text that is too long"),
     ],
 )
 def test_broken_templates_are_one_line(source, message):
