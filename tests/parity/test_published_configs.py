@@ -278,7 +278,7 @@ def test_key_that_changes_the_model_is_an_error_that_names_it(name, key, value) 
         ("qwen3_moe", {"num_experts_per_tok": 200}, "per_token 200 is above count 128"),
         ("llama", {"rope_scaling": {"rope_type": "spiral", "factor": 2.0}}, "spiral"),
         ("llama", {"hidden_act": "snake"}, "activation is unknown: 'snake'"),
-        ("gpt_oss", {"sliding_window": -3}, "window must be above 0"),
+        ("gpt_oss", {"sliding_window": -3}, "window must be a whole number above 0"),
         ("phi3 (Phi-4-mini)", {"partial_rotary_factor": 0.5}, "48 entries for 32"),
     ],
 )
