@@ -24,10 +24,11 @@ from mlxtx.naming.map import Group
 
 # On a CPU a quantized model whose unpacked weights fill no more than this is faster unpacked.
 SMALL_MODEL_BYTES = 64 << 20
-# Groups of tensors are read together up to this many bytes, which keeps the disk busy. What is cast
-# on the way is in memory twice for that long, so where all is, they are fewer.
+# Groups of tensors are read together up to this many bytes, and one batch is under way while the next
+# is put together, which keeps the disk busy. What is stacked or cast on the way is in memory twice
+# for that long, so where all is, they are fewer.
 READ_BYTES = 128 << 20
-CAST_BYTES = 8 << 20
+CAST_BYTES = 4 << 20
 
 
 def load_model(
@@ -107,7 +108,7 @@ def fill(
     at_once: int,
     on_event: Callable[[Event], None] | None = None,
 ) -> None:
-    """Read every parameter, ``at_once`` bytes at a time; the next are made ready meanwhile."""
+    """Read every parameter, ``at_once`` bytes at a time; the next are on their way meanwhile."""
     modules = dict(model.named_modules())
     modules[""] = model
     total = sum(plan.nbytes(group) for group in plan.groups)
@@ -122,8 +123,8 @@ def fill(
                 path, _, key = name.rpartition(".")
                 modules[path][key] = array
                 arrays.append(array)
-        mx.eval(reading)
         mx.async_eval(arrays)
+        mx.eval(reading)
         reading = arrays
         done += sum(plan.nbytes(group) for group in groups)
         if on_event:

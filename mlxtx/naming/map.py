@@ -275,10 +275,9 @@ class _Finder:
         for name in self._left:
             key, numbers = name_key(name)
             self._exact[key].append((name, "", numbers))
-            path, suffix = split_suffix(name)
+            _, suffix = split_suffix(name)
             if suffix:
-                key, numbers = name_key(path)
-                self._modules[key].append((name, suffix, numbers))
+                self._modules[key.removesuffix(suffix)].append((name, suffix, numbers))
 
     def match(
         self, templates: list[Template], exact: bool
