@@ -5,6 +5,7 @@ Nothing heavy is imported here: ``mlxtx --help`` answers from the table below.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -87,7 +88,10 @@ def run(
     job: Callable[[list[str]], int | None], arguments: Sequence[str], debug: bool = False
 ) -> int:
     """``job(arguments)``, with every error as one line on stderr and exit code 2."""
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by who started this
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+        stream = getattr(sys, name)
         if hasattr(stream, "reconfigure"):  # a broken character must not end a command
             stream.reconfigure(errors="replace")
     try:
@@ -103,8 +107,11 @@ def run(
         return 0
     except Exception as error:
         if debug:
-            raise
-        print(one_line(error), file=sys.stderr)
+            import traceback
+
+            traceback.print_exception(error)
+        else:
+            print(one_line(error), file=sys.stderr)
         return 2
 
 
@@ -113,10 +120,12 @@ def one_line(error: Exception) -> str:
     from mlxtx.errors import MlxtxError
     from mlxtx.text.inert import inert
 
-    message = " ".join(str(error).split())
-    if not isinstance(error, MlxtxError):
+    message = str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        message = f"the disk is full ({error.strerror}); free some space and run it again"
+    elif not isinstance(error, MlxtxError):
         message = f"{type(error).__name__}: {message} (--debug shows where)"
-    return inert(f"mlxtx: {message}")
+    return inert(" ".join(f"mlxtx: {message}".split()))
 
 
 if __name__ == "__main__":

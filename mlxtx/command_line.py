@@ -7,12 +7,20 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
+from mlxtx.errors import MlxtxError
 from mlxtx.events import Event, Loaded, Prefill, Progress, Stats
 
 if TYPE_CHECKING:
     from mlxtx.language_model import LanguageModel
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with the options in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise MlxtxError(f"{message} ({self.prog} --help shows the options)")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +67,10 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
 
 def _bias(text: str) -> tuple[int, float]:
     token, _, value = text.partition("=")
-    return int(token), float(value)
+    try:
+        return int(token), float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not TOKEN=X, as 42=-5 is") from None
 
 
 def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -69,6 +80,7 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
     options = {name: value for name, value in vars(args).items() if name in _names(Options)}
     if "logit_bias" in options:
         options["logit_bias"] = dict(options["logit_bias"])
+    Options.named(**options)  # what is wrong with one is told before a model is loaded
     return options
 
 

@@ -51,11 +51,13 @@ def load(
 
     from mlxtx.cache.make import warm_up_kernels
     from mlxtx.checkpoint import load_model, resolve
+    from mlxtx.checkpoint.source import read_config
     from mlxtx.diagnostics.kv_defaults import default_kv
     from mlxtx.diagnostics.memory_plan import bound_buffer_pool, check_plan, plan_memory
 
     start = time.perf_counter()
     folder = resolve(path_or_repo, revision, on_event=on_event)
+    read_config(folder)  # what is no model's folder at all is told first
     tokenizer = Tokenizer.load(folder)  # quick, so its errors come before the weights are read
     kv = default_kv(path_or_repo) if kv == "auto" else kv
     plan = plan_memory(folder, context=context, kv=kv, dtype=dtype, shortest=PLANNED_CONTEXT)

@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mlxtx.command_line import Parser
 from mlxtx.errors import MlxtxError
 
 RANDOM_MODEL = {
@@ -55,7 +56,7 @@ STARTS = {
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mlxtx bench",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mlxtx.command_line import Parser
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="mlxtx cache", description="Keep the caches of long prompts on disk."
-    )
+    parser = Parser(prog="mlxtx cache", description="Keep the caches of long prompts on disk.")
     parser.add_argument("--folder", type=Path, help="where they lie (the platform's cache folder)")
     parser.add_argument("--budget", type=float, metavar="GB", help="bytes in all, oldest out first")
     commands = parser.add_subparsers(dest="command", required=True)

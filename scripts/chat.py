@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlxtx.cli import one_line
 from mlxtx.command_line import (
+    Parser,
     add_model_options,
     add_sampling_options,
     load_for,
@@ -46,7 +47,7 @@ COMMANDS = """/reset           forget the conversation
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mlxtx chat",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

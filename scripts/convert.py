@@ -16,11 +16,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from mlxtx.command_line import Parser
 from mlxtx.events import Event, Progress
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="mlxtx convert",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

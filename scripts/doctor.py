@@ -9,16 +9,17 @@ exercised: there the references run.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import sys
 from collections.abc import Sequence
 
+from mlxtx.command_line import Parser
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0: all well (or no Metal to look at); 1: a kernel was switched off."""
-    parser = argparse.ArgumentParser(prog="mlxtx doctor", description=__doc__.splitlines()[0])
+    parser = Parser(prog="mlxtx doctor", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="check the kernels, time nothing")
     parser.add_argument("--json", action="store_true", help="machine and findings as JSON")
     options = parser.parse_args(argv)

@@ -16,11 +16,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from mlxtx.command_line import Parser
 from mlxtx.errors import MlxtxError
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="mlxtx evaluate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -11,13 +11,13 @@ transformers; the rest comes from the registry.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlxtx.command_line import Parser
 from mlxtx.files import write_text_atomic
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ ACTIVATED = {("silu", True): "SwiGLU", ("gelu_tanh", True): "GeGLU", ("gelu", Tr
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mlxtx families", description="List the model families that are supported."
     )
     parser.add_argument("family", nargs="?", help="a model_type: show every case of it")

@@ -13,9 +13,11 @@ import json
 import sys
 from collections.abc import Sequence
 
+from mlxtx.command_line import Parser
+
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="mlxtx fuse", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument("--model", "-m", required=True, metavar="PATH_OR_ID")

@@ -17,6 +17,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from mlxtx.command_line import (
+    Parser,
     ProgressLine,
     add_model_options,
     add_sampling_options,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mlxtx generate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -64,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(argv)
     text = read_prompt(args.prompt)
     options = sampling_options(args)
+    if "logprobs" in options and not args.json:
+        raise MlxtxError("--logprobs goes with --json, which shows them")
     model = load_for(args)
     prompt = as_prompt(model, text, args)
     with stop_on_interrupt() as flag:

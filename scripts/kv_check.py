@@ -5,10 +5,11 @@ mlxtx kv-check MODEL --text notes.txt --store
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+
+from mlxtx.command_line import Parser
 
 # Used when no text is given: a page of plain prose.
 PAGE = """The ferry leaves the town twice a day, early in the morning and again before the light
@@ -28,7 +29,7 @@ both the same things, and count how often they disagree."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mlxtx kv-check",
         description="Measure what quantized caches cost: KL divergence and agreement by setting.",
     )

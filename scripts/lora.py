@@ -15,11 +15,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mlxtx.command_line import Parser
 from mlxtx.events import Event, Progress
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="mlxtx lora", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument("--model", "-m", required=True, metavar="PATH_OR_ID")

@@ -5,13 +5,14 @@ mlxtx plan MODEL --context 32768 --kv k8v4g64
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 
+from mlxtx.command_line import Parser
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mlxtx plan", description="Plan a model's memory without loading or downloading it."
     )
     parser.add_argument("model", help="a folder or a Hub id")

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlxtx.command_line import Parser
 from mlxtx.errors import MlxtxError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ COLOURS = (
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="mlxtx plot", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument("runs", nargs="+", metavar="RUN", help="folders with a metrics.jsonl")

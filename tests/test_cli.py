@@ -68,10 +68,9 @@ def test_errors_are_one_line_and_debug_shows_where(capsys):
     arguments = ["generate", "--model", "/no/such/folder", "--prompt", "x"]
     assert main(arguments) == 2
     assert "/no/such/folder" in one_error(capsys)
-    from mlxtx import MlxtxError
-
-    with pytest.raises(MlxtxError):
-        main([*arguments, "--debug"])
+    assert main([*arguments, "--debug"]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback") and "MlxtxError: there is no folder" in shown
 
 
 def test_error_text_cannot_control_the_terminal(capsys):
@@ -80,12 +79,17 @@ def test_error_text_cannot_control_the_terminal(capsys):
 
 
 def test_an_unexpected_error_is_one_line_too(capsys, monkeypatch):
+    number = 28
+
     def fail(*arguments):
-        raise OSError(28, "No space left on device\nreally")
+        raise OSError(number, "No space left on device\nreally")
 
     monkeypatch.setattr("mlxtx.scripts.generate.load_for", fail)
     assert main(["generate", "--prompt", "x"]) == 2
-    assert "OSError: [Errno 28] No space left on device really (--debug" in one_error(capsys)
+    assert "the disk is full (No space left on device really)" in one_error(capsys)
+    number = 5
+    assert main(["generate", "--prompt", "x"]) == 2
+    assert "OSError: [Errno 5] No space left on device really (--debug" in one_error(capsys)
 
 
 # --- generate -------------------------------------------------------------------------------
@@ -144,6 +148,10 @@ def test_generate_raw_system_and_beams(capsys):
     [
         (["--prompt", " \n"], "the prompt is empty"),
         (["--prompt", "x", "--temperature", "-1"], "temperature must be 0 or more"),
+        (["--prompt", "x", "--logit-bias", "5"], "'5' is not TOKEN=X"),
+        (["--prompt", "x", "--logprobs", "2"], "--logprobs goes with --json"),
+        (["--prompt", "x", "--tempreature", "1"], "unrecognized arguments: --tempreature 1 (mlxtx"),
+        (["--prompt", "x", "--beams"], "--beams: expected one argument (mlxtx generate --help"),
         (["--prompt", "lamp " * 3000], "more than the model's context of 2048"),
         (["--prompt", "x", "--kv", "k9v9"], "bits, not 9"),
     ],
@@ -151,6 +159,21 @@ def test_generate_raw_system_and_beams(capsys):
 def test_bad_input_is_one_line(capsys, arguments, message):
     assert generate(*arguments) == 2
     assert message in one_error(capsys)
+
+
+def test_a_wrong_option_is_told_before_the_model_is_loaded(capsys):
+    assert main(["generate", "--model", "./nowhere", "--prompt", "x", "--top-p", "2"]) == 2
+    assert "top_p must be above 0 and at most 1" in one_error(capsys)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_a_closed_stream_ends_no_command(closed, tmp_path):
+    """The shell closes one of the three; what can still be said is said."""
+    line = f'"$0" -m mlxtx generate -m "$1" -p x --max-tokens 2 {closed}'
+    run = ["bash", "-c", line, sys.executable, str(tiny_folder())]
+    done = subprocess.run(run, capture_output=True, text=True, env=environment(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert bool(done.stdout.strip()) == (closed != ">&-")
 
 
 def test_broken_weights_are_one_line(tmp_path, capsys):

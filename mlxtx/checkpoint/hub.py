@@ -51,7 +51,12 @@ def resolve(
     """
     if str(path_or_repo) == bundled.NAME:
         return bundled.bundled_folder()
-    path = Path(path_or_repo).expanduser()
+    if not str(path_or_repo):
+        raise MlxtxError("the model's name is empty; give a folder or a Hub id such as owner/name")
+    try:
+        path = Path(path_or_repo).expanduser()
+    except RuntimeError:  # ~somebody who is not known here
+        path = Path(path_or_repo)
     if path.is_dir():
         return path
     repo = str(path_or_repo)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,8 @@ from mlxtx.generation.wired import wired_memory
 if TYPE_CHECKING:
     from mlxtx.decoder.model import DecoderModel
     from mlxtx.text.tokenizer import Tokenizer
+
+MOST_BEAMS = 1000  # each has a cache of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +62,12 @@ class Options(Sampling):
             raise MlxtxError(f"max_tokens must be 1 or more, not {self.max_tokens}")
         if self.prefill_chunk < 1:
             raise MlxtxError(f"prefill_chunk must be 1 or more, not {self.prefill_chunk}")
-        if self.beams < 1:
-            raise MlxtxError(f"beams must be 1 or more, not {self.beams}")
+        if not 1 <= self.beams <= MOST_BEAMS:
+            raise MlxtxError(f"beams must be from 1 to {MOST_BEAMS}, not {self.beams}")
+        if not math.isfinite(self.length_penalty):
+            raise MlxtxError(f"length_penalty must be a number, not {self.length_penalty}")
+        if self.logprobs is not None and self.logprobs < 0:
+            raise MlxtxError(f"logprobs must be 0 or more, not {self.logprobs}")
         penalties = (self.repetition_penalty - 1, self.presence_penalty, self.frequency_penalty)
         if self.beams > 1 and (self.temperature or any(penalties) or self.logit_bias):
             raise MlxtxError("beam search takes no temperature, penalties or logit_bias")

@@ -7,6 +7,7 @@ left, top-k before top-p before min-p. Everything stays lazy on the device.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,14 +44,18 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _require(self.temperature >= 0, "temperature", self.temperature, "0 or more")
+        _require(0 <= self.temperature < math.inf, "temperature", self.temperature, "0 or more")
         _require(self.top_k >= 0, "top_k", self.top_k, "0 or more")
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
         _require(0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 and 1")
-        _require(
-            self.repetition_penalty > 0, "repetition_penalty", self.repetition_penalty, "above 0"
-        )
-        _require(self.seed is None or self.seed >= 0, "seed", self.seed, "0 or more")
+        repetition = self.repetition_penalty
+        _require(0 < repetition < math.inf, "repetition_penalty", repetition, "above 0")
+        for name in ("presence_penalty", "frequency_penalty"):
+            _require(math.isfinite(getattr(self, name)), name, getattr(self, name), "a number")
+        for token, bias in self.logit_bias.items():  # minus infinity forbids a token
+            _require(bias < math.inf, f"the logit_bias of {token}", bias, "a number")
+        seed = self.seed
+        _require(seed is None or 0 <= seed < 2**64, "seed", seed, "from 0 to 2**64 - 1")
 
 
 def _require(condition: bool, name: str, value: object, wanted: str) -> None:

@@ -158,6 +158,12 @@ def test_seeds():
         {"min_p": 1.5},
         {"repetition_penalty": 0.0},
         {"seed": -1},
+        {"seed": 2**64},
+        {"temperature": float("inf")},
+        {"presence_penalty": float("nan")},
+        {"frequency_penalty": float("inf")},
+        {"logit_bias": {5: float("nan")}},
+        {"logit_bias": {5: float("inf")}},
     ],
 )
 def test_impossible_values_are_named(wrong):
