@@ -37,7 +37,8 @@ def train_ours(spec: Spec) -> dict[str, Any]:
     from mlxtx.checkpoint import load_model
     from mlxtx.tuning.finetune import Method, prepare
     from mlxtx.tuning.samples import sample
-    from mlxtx.tuning.trainer import Trainer, Training
+    from mlxtx.tuning.settings import Training
+    from mlxtx.tuning.trainer import Trainer
 
     model, _ = load_model(spec["model"], unpack=False)
     prepare(model, Method(adapter=spec["adapter"]))

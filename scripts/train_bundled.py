@@ -1,6 +1,6 @@
 """Makes the model in the box: writes its conversations, trains it from nothing, packs and judges it.
 
-    LD_PRELOAD=libopenblas.so.0 python scripts/train_bundled.py --out RUN
+    LD_PRELOAD=libopenblas.so.0 OPENBLAS_NUM_THREADS=1 python scripts/train_bundled.py --out RUN
     python scripts/train_bundled.py --out RUN --evaluate --pack mlxtx/bundled
 
 Runs from a checkout of the repository: the conversations come from ``training/bundled``.
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--cut", type=float, default=0.6, help="part of single answers that are not told to the end"
     )
     parser.add_argument(
-        "--single", type=float, default=58, help="weight of single questions; all others weigh 42"
+        "--single", type=float, default=58, help="weight of single questions; all others weigh 44"
     )
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     parser.add_argument("--evaluate", action="store_true", help="only judge what --out holds")
@@ -139,7 +139,7 @@ def prepare(args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace) -> None:
     from mlxtx.text.tokenizer import Tokenizer
     from mlxtx.tuning.scratch import initial_model
-    from mlxtx.tuning.trainer import Training
+    from mlxtx.tuning.settings import Training
     from training.bundled.fixed_row_trainer import AheadTrainer, FixedRowTrainer, parameter_count
     from training.bundled.packing import decoder_config
     from training.bundled.rows import lay_rows

@@ -24,8 +24,9 @@ from mlxtx.tuning.encode import Encoded, Encoder, pieces
 from mlxtx.tuning.lora import LowRank
 from mlxtx.tuning.memory import MemoryPlan, check_memory, plan_memory
 from mlxtx.tuning.samples import Sample
+from mlxtx.tuning.settings import Training
 from mlxtx.tuning.targets import ALL, add_adapters, choose
-from mlxtx.tuning.trainer import Result, Trainer, Training
+from mlxtx.tuning.trainer import Result, Trainer
 
 if TYPE_CHECKING:
     from mlxtx.language_model import LanguageModel

@@ -13,8 +13,9 @@ from mlxtx.decoder.model import DecoderModel
 from mlxtx.events import Event
 from mlxtx.tuning.config_file import to_dict, write_toml
 from mlxtx.tuning.samples import Sample
+from mlxtx.tuning.settings import Training
 from mlxtx.tuning.state import save_arrays
-from mlxtx.tuning.trainer import Result, Trainer, Training
+from mlxtx.tuning.trainer import Result, Trainer
 from mlxtx.tuning.trees import named, nested
 
 _INTO_RESIDUAL = ("o_proj.weight", "down_proj.weight")

@@ -15,7 +15,7 @@ from mlxtx.tuning.objective import loss_and_gradients
 from mlxtx.tuning.packing import make_batch
 from mlxtx.tuning.samples import sample
 from mlxtx.tuning.scratch import initial_model
-from mlxtx.tuning.trainer import Training
+from mlxtx.tuning.settings import Training
 from scripts import train_bundled
 from training.bundled.conversations import training_set
 from training.bundled.fixed_row_trainer import AheadTrainer, FixedRowTrainer

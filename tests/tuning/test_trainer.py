@@ -19,7 +19,7 @@ from mlxtx.tuning.config_file import from_dict, read_toml, to_dict, to_toml
 from mlxtx.tuning.optimizer import OPTIMIZERS, Schedule
 from mlxtx.tuning.samples import Order, Rows
 from mlxtx.tuning.scratch import train_from_scratch
-from mlxtx.tuning.trainer import Training
+from mlxtx.tuning.settings import Training
 from tests.tuning.test_objective import LATENT
 from tests.tuning.tiny import block, decoder, samples
 
