@@ -67,9 +67,16 @@ def picture(snap_compare: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         async def run_before(pilot: Any) -> None:
             await wait_until(pilot, lambda: app.model.state == "ready")
             await steps(pilot)
-            # What lies behind a question is drawn from what was there when it was first painted.
-            app.screen.refresh()
-            await pilot.pause()
+            # What lies behind a question is drawn from what was there when it was first painted:
+            # paint until nothing changes any more.
+            before = None
+            for _ in range(20):
+                app.screen.refresh()
+                await pilot.pause()
+                now = app.export_screenshot()
+                if now == before:
+                    break
+                before = now
 
         return bool(snap_compare(app, terminal_size=size, run_before=run_before))
 
