@@ -10,6 +10,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 # Command -> what it does. ``mlxtx kv-check`` runs ``mlxtx.scripts.kv_check:main``.
 COMMANDS = {
@@ -111,7 +112,8 @@ def run(
 
             traceback.print_exception(error)
         else:
-            print(one_line(error), file=sys.stderr)
+            with suppress(OSError):  # stderr may be what is full
+                print(one_line(error), file=sys.stderr, flush=True)
         return 2
 
 

@@ -7,9 +7,11 @@ code, never pickles) and turns its errors into one line that says what to do.
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -89,15 +91,19 @@ def _download(repo: str, revision: str | None, on_event: OnEvent | None) -> str:
 
 @contextlib.contextmanager
 def quiet_bars() -> Iterator[None]:
-    """Without huggingface-hub's own progress bars: the caller renders events, or nothing."""
+    """Without huggingface-hub's own progress bars and warnings: the caller renders events, or
+    nothing, and what goes wrong for good is an error."""
     from huggingface_hub import utils
 
-    was_quiet = utils.are_progress_bars_disabled()
+    was_quiet, level = utils.are_progress_bars_disabled(), utils.logging.get_verbosity()
     if not was_quiet:
         utils.disable_progress_bars()
+    utils.logging.set_verbosity_error()
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"):
+            yield
     finally:
+        utils.logging.set_verbosity(level)
         if not was_quiet:
             utils.enable_progress_bars()
 
@@ -166,10 +172,17 @@ def explained(repo: str, revision: str | None) -> Iterator[None]:
             f"the Hub cannot be reached and {repo}{at} is not completely in the local cache; "
             "check the network (and HF_HUB_OFFLINE), or give a folder"
         ) from error
+    except errors.EntryNotFoundError as error:
+        raise MlxtxError(f"{repo}{at} lacks a file: {_first_line(error)}") from error
     except errors.HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "no"
         raise MlxtxError(f"the Hub answered {status} for {repo}{at}; try again later") from error
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise MlxtxError(
+                f"the disk is full, so {repo}{at} is not complete: free some space (or set HF_HOME "
+                "to a larger disk) and run the same command again"
+            ) from error
         raise MlxtxError(f"downloading {repo}{at} failed: {_first_line(error)}") from error
     except Exception as error:
         if type(error).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "requests"):

@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxtx.checkpoint.hub import explained, resolve
+from mlxtx.checkpoint.hub import explained, quiet_bars, resolve
 from mlxtx.checkpoint.loading import planned_model
 from mlxtx.checkpoint.safetensors import TensorInfo
 from mlxtx.checkpoint.source import Checkpoint, read_config
@@ -39,7 +39,7 @@ class HubHeaders:
         from huggingface_hub import get_safetensors_metadata, hf_hub_download
         from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
-        with explained(repo, revision):
+        with explained(repo, revision), quiet_bars():
             try:
                 saved = hf_hub_download(repo, "config.json", revision=revision)
                 metadata = get_safetensors_metadata(repo, revision=revision)
