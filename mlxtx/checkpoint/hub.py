@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import re
 import threading
 import time
@@ -59,10 +60,10 @@ def resolve(
         path = Path(path_or_repo).expanduser()
     except RuntimeError:  # ~somebody who is not known here
         path = Path(path_or_repo)
-    if path.is_dir():
-        return path
+    if os.path.isdir(path):  # which takes any text, however odd
+        return _readable(path)
     repo = str(path_or_repo)
-    if path.exists():
+    if os.path.exists(path):
         raise MlxtxError(f"{path} is a file; give the folder that holds config.json")
     if repo.startswith((".", "/", "~")) or not _REPO_ID.fullmatch(repo):
         raise MlxtxError(f"there is no folder {path}; give a folder or a Hub id such as owner/name")
@@ -73,6 +74,16 @@ def resolve(
             f"{repo} has no safetensors weights at its top (pickled ones are never read, as they "
             "can run code); look for a safetensors version of the model"
         )
+    return folder
+
+
+def _readable(folder: Path) -> Path:
+    try:
+        os.listdir(folder)
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(folder / "config.json")
+    except OSError as error:
+        raise MlxtxError(f"cannot read the folder {folder}: {error.strerror or error}") from None
     return folder
 
 

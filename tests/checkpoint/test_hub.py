@@ -139,6 +139,21 @@ def test_a_folder_is_itself(tmp_path):
     assert resolve(tmp_path) == tmp_path
 
 
+@pytest.mark.parametrize("name", ["", "~nobody that is known/x", "x" * 5000, "a\0b"])
+def test_a_name_that_cannot_be_is_one_line(name):
+    with pytest.raises(MlxtxError, match="Hub id"):
+        resolve(name)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+@pytest.mark.parametrize("mode", [0o000, 0o111, 0o444])
+def test_a_folder_without_permission(mode, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir(mode=mode)
+    with pytest.raises(MlxtxError, match="cannot read the folder .*: Permission denied"):
+        resolve(folder)
+
+
 def test_upload_sends_every_file(tmp_path):
     folder = tmp_path / "model"
     write_llama(folder, dtype="BF16")
