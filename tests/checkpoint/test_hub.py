@@ -150,7 +150,7 @@ def test_a_name_that_cannot_be_is_one_line(name):
 def test_a_folder_without_permission(mode, tmp_path):
     folder = tmp_path / "model"
     folder.mkdir(mode=mode)
-    with pytest.raises(MlxtxError, match="cannot read the folder .*: Permission denied"):
+    with pytest.raises(MlxtxError, match=r"cannot read the folder .*: Permission denied"):
         resolve(folder)
 
 
