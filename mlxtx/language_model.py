@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,11 +131,13 @@ class LanguageModel:
             if not prompt:
                 raise MlxtxError("the prompt is empty; give at least one character")
             return self.tokenizer.encode(prompt)
-        items = list(prompt)
+        items = list(prompt) if isinstance(prompt, Iterable) else [None]
         if items and isinstance(items[0], Mapping):
             return self.tokenizer.encode_chat(items, **template)  # type: ignore[arg-type]
         try:
-            return [int(token) for token in items]  # type: ignore[arg-type, call-overload]
+            if isinstance(prompt, bytes):
+                raise ValueError
+            return [index(getattr(token, "item", lambda t=token: t)()) for token in items]
         except (TypeError, ValueError):
             raise MlxtxError(
                 "a prompt is a text, a list of messages or a list of token ids"
@@ -166,11 +169,15 @@ class LanguageModel:
 
         ``seed`` may be a list, one for each prompt.
         """
-        if not prompts:
+        if not len(prompts):
             return []
+        if isinstance(prompts, str):
+            raise MlxtxError("generate_batch takes a list of prompts; for one there is generate")
         seeds = [seed] * len(prompts) if seed is None or isinstance(seed, int) else list(seed)
         if len(seeds) != len(prompts):
             raise MlxtxError(f"{len(seeds)} seeds were given for {len(prompts)} prompts")
+        for one in seeds:
+            Options.named(seed=one)
         return self._generation(prompts, seeds=seeds, **options).completions()
 
     def _generation(

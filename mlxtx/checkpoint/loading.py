@@ -147,8 +147,8 @@ def batched(plan: WeightPlan, at_once: int) -> Iterator[list[Group]]:
 
 def float_dtype(dtype: str | mx.Dtype | None) -> mx.Dtype | None:
     """A type by its name; None stays None."""
-    if dtype is None or isinstance(dtype, mx.Dtype):
+    if isinstance(dtype, str):
+        dtype = FLOAT_DTYPES.get(dtype, dtype)
+    if dtype is None or (isinstance(dtype, mx.Dtype) and dtype in FLOAT_DTYPES.values()):
         return dtype
-    if dtype not in FLOAT_DTYPES:
-        raise MlxtxError(f"unknown dtype {dtype!r} (known: {', '.join(FLOAT_DTYPES)})")
-    return FLOAT_DTYPES[dtype]
+    raise MlxtxError(f"unknown dtype {dtype!r} (known: {', '.join(FLOAT_DTYPES)})")

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -72,18 +73,38 @@ class Options(Sampling):
         if self.beams > 1 and (self.temperature or any(penalties) or self.logit_bias):
             raise MlxtxError("beam search takes no temperature, penalties or logit_bias")
 
+        if not all(isinstance(stop, str) for stop in self.stops):
+            raise MlxtxError(f"stop must be a text or several, not {self.stop!r:.60}")
+
     @property
     def stops(self) -> list[str]:
         return [self.stop] if isinstance(self.stop, str) else list(self.stop)
 
     @staticmethod
     def named(**values: object) -> Options:
-        """Options from keywords; an unknown one is an error that lists what there is."""
+        """Options from keywords, where None stands for the default; an unknown one, or a value of
+        another kind, is an error that says what there is."""
         known = Options.__dataclass_fields__
-        unknown = [name for name in values if name not in known]
-        if unknown:
-            raise MlxtxError(f"unknown option {unknown[0]!r}; there are {', '.join(sorted(known))}")
-        return Options(**values)  # type: ignore[arg-type]
+        given = {name: value for name, value in values.items() if value is not None}
+        for name, value in given.items():
+            if name not in known:
+                raise MlxtxError(f"unknown option {name!r}; there are {', '.join(sorted(known))}")
+            kind, what = _KINDS.get(str(known[name].type), (object, ""))
+            if not isinstance(value, kind) or (what and isinstance(value, bool)):
+                raise MlxtxError(f"{name} must be {what}, not {value!r:.60}")
+        try:
+            return Options(**given)  # type: ignore[arg-type]
+        except (TypeError, ValueError, AttributeError) as error:
+            raise MlxtxError(f"an option has a value of another kind: {error}") from error
+
+
+# What values of each type of field have to be; numbers of numpy's count too.
+_KINDS: dict[str, tuple[type, str]] = {
+    "int": (Integral, "a whole number"),
+    "int | None": (Integral, "a whole number"),
+    "float": (Real, "a number"),
+    "str | None": (str, "a text"),
+}
 
 
 @dataclass(frozen=True)

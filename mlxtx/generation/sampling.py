@@ -52,7 +52,9 @@ class Sampling:
         _require(0 < repetition < math.inf, "repetition_penalty", repetition, "above 0")
         for name in ("presence_penalty", "frequency_penalty"):
             _require(math.isfinite(getattr(self, name)), name, getattr(self, name), "a number")
-        for token, bias in self.logit_bias.items():  # minus infinity forbids a token
+        bias_of = {int(token): float(bias) for token, bias in self.logit_bias.items()}
+        object.__setattr__(self, "logit_bias", bias_of)  # JSON has texts for keys
+        for token, bias in bias_of.items():  # minus infinity forbids a token
             _require(bias < math.inf, f"the logit_bias of {token}", bias, "a number")
         seed = self.seed
         _require(seed is None or 0 <= seed < 2**64, "seed", seed, "from 0 to 2**64 - 1")

@@ -178,6 +178,10 @@ def test_text_stays_within_the_context():
         ([-1], "token -1"),
         ([None], "a prompt is a text"),
         ([{"role": "user"}], "no 'content'"),
+        (None, "a prompt is a text"),
+        (5, "a prompt is a text"),
+        (b"text", "a prompt is a text"),
+        ([1.5], "a prompt is a text"),
     ],
 )
 def test_bad_prompts_are_one_line(model, prompt, message):
@@ -192,6 +196,14 @@ def test_bad_prompts_are_one_line(model, prompt, message):
         ({"max_tokens": 0}, "max_tokens must be 1 or more"),
         ({"prefill_chunk": 0}, "prefill_chunk"),
         ({"beams": 0}, "beams"),
+        ({"max_tokens": "5"}, "max_tokens must be a whole number, not '5'"),
+        ({"max_tokens": 2.5}, "max_tokens must be a whole number, not 2.5"),
+        ({"logprobs": True}, "logprobs must be a whole number, not True"),
+        ({"temperature": "1"}, "temperature must be a number, not '1'"),
+        ({"stop": [5]}, "stop must be a text or several"),
+        ({"logit_bias": {5: "x"}}, "value of another kind"),
+        ({"logit_bias": [5]}, "value of another kind"),
+        ({"kv": 5}, "kv must be a text, not 5"),
         ({"beams": 1001}, "beams must be from 1 to 1000"),
         ({"beams": 2, "length_penalty": float("nan")}, "length_penalty must be a number"),
         ({"logprobs": -1}, "logprobs must be 0 or more"),
@@ -202,6 +214,16 @@ def test_bad_prompts_are_one_line(model, prompt, message):
 def test_bad_options_are_one_line(model, options, message):
     with pytest.raises(MlxtxError, match=message):
         model.generate(PROMPT, **options)
+
+
+def test_none_stands_for_the_default_and_numpy_counts(model):
+    unset = dict.fromkeys(("stop", "logit_bias", "temperature", "top_k", "seed", "kv"))
+    wanted = model.generate(PROMPT, max_tokens=4, logit_bias={9: -50.0}).tokens
+    given = {"max_tokens": np.int64(4), "logit_bias": {"9": np.float32(-50)}}
+    assert model.generate(PROMPT, **{**unset, **given}).tokens == wanted
+    ids = model.encode(PROMPT)
+    for prompt in (np.array(ids), mx.array(ids), tuple(ids)):
+        assert model.generate(prompt, max_tokens=4, logit_bias={9: -50.0}).tokens == wanted
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
