@@ -17,18 +17,21 @@ from mlxtx.checkpoint.source import Checkpoint, read_config
 from mlxtx.decoder.config import DecoderConfig
 from mlxtx.errors import MlxtxError
 
+# Modules that see one row of a prompt, or look rows up: never unpacked.
+SINGLE_ROWS = ("embed_tokens", "lm_head")
+
 
 @dataclass(frozen=True)
 class ModelFacts:
     """``weights``: bytes once loaded. ``itemsize``: bytes of an activation's number.
-    ``unpacked``: numbers of the largest weight that a CPU unpacks while it computes, 0 if none.
+    ``unpacked``: shapes [O, I] of the packed weights that a CPU unpacks for a prompt.
     ``shapes``: the weight matrices [O, I] by name, for what an adapter adds to them."""
 
     name: str
     config: DecoderConfig
     weights: int
     itemsize: int
-    unpacked: int
+    unpacked: frozenset[tuple[int, int]]
     shapes: dict[str, tuple[int, ...]]
 
 
@@ -89,13 +92,17 @@ def facts_of(checkpoint: Any, name: str, dtype: str | mx.Dtype | None = None) ->
         parameter.removesuffix(".weight"): tuple(array.shape)
         for parameter, array in _weights(model, plan).items()
     }
-    packed = [math.prod(shapes[path]) for path in plan.quantizations if path in shapes]
+    unpacked = {
+        (shape[-2], shape[-1])
+        for path, shape in shapes.items()
+        if path in plan.quantizations and path.rpartition(".")[2] not in SINGLE_ROWS
+    }
     return ModelFacts(
         name=name,
         config=model.config,
         weights=sum(sizes.values()),
         itemsize=activation.size,
-        unpacked=max(packed, default=0),
+        unpacked=frozenset(unpacked),
         shapes=shapes,
     )
 

@@ -8,10 +8,12 @@ the graph and unmeasured.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from mlxtx.cache.parts import QUERIES_AT_A_TIME, SCORES_AT_A_TIME
+from mlxtx.checkpoint.cpu_layers import rows_at_once
 from mlxtx.decoder.config import DecoderConfig, ExpertsConfig, LatentAttentionConfig
 
 # Arrays of each kind that are alive at once on a CPU, fitted to measured peaks.
@@ -21,7 +23,7 @@ NORMED = 1.0  # more [N, H d] in float32 where heads are normalised
 WINDOWED = 1.5  # and where layers have a window, in either phase
 SLICES = 7.5  # of scores: SCORES_AT_A_TIME numbers in float32
 OVERLAP = 0.2  # of the smaller phase, which is not over when the other begins
-UNPACKED = 1.0  # packed weights that are unpacked at once
+UNPACKED = 1.5  # of what is unpacked of a packed weight at once
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,13 @@ def _inner(feed_forward: Any) -> int:
 
 
 def prefill_bytes(
-    config: DecoderConfig, tokens: int, *, context: int, itemsize: int, unpacked: int, gpu: bool
+    config: DecoderConfig,
+    tokens: int,
+    *,
+    context: int,
+    itemsize: int,
+    unpacked: Collection[tuple[int, int]],
+    gpu: bool,
 ) -> int:
     """The most that a chunk of ``tokens`` (of all sequences of a batch) holds at once when its
     last queries look back on ``context`` rows."""
@@ -70,7 +78,8 @@ def prefill_bytes(
         attention = 3 * wide.stream + 3 * wide.queries + 4 * wide.rows
         return tokens * itemsize * max(feed_forward, attention) + logits
     inside = tokens * itemsize * (STREAM * wide.stream + INNER * wide.inner)
-    inside += UNPACKED * unpacked * 4
+    at_once = [rows_at_once(*shape, tokens) * shape[1] for shape in unpacked]
+    inside += UNPACKED * max(at_once, default=0) * 4
     layers = [block.attention for block in config.blocks]
     queries = QUERIES + (NORMED if any(getattr(a, "q_norm", None) for a in layers) else 0)
     across = tokens * 4 * (queries * wide.queries + ROWS * wide.rows + wide.stream)

@@ -168,6 +168,28 @@ def test_few_and_many_rows_through_the_cpu_layers_agree(monkeypatch):
     assert mx.array_equal(model(mx.array([5])), tied(mx.array([5])))
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_large_weight_is_unpacked_a_piece_at_a_time(fast, monkeypatch):
+    """Also where the last piece is smaller. Memory stays below that of the unpacked weight."""
+    monkeypatch.setattr(cpu_layers, "blas_is_fast", lambda: fast)
+    plain = nn.Linear(512, 1501)
+    x = mx.random.normal((1, 40, 512), key=mx.random.key(0))
+    packed = nn.QuantizedLinear.from_linear(plain, 64, 4)
+    weight = mx.dequantize(packed.weight, packed.scales, packed.biases)
+    expected = x @ weight.T + plain.bias
+    model = nn.Sequential(packed)
+    cpu_layers.adapt_to_cpu(model)
+    model.eval()
+    mx.eval(model.parameters(), expected, x)
+    mx.synchronize()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    y = model(x)
+    mx.eval(y)
+    assert mx.get_peak_memory() - before < 0.8 * weight.nbytes
+    assert mx.abs(y - expected).max().item() < 1e-4
+
+
 def test_gradients_flow_through_the_cpu_layers():
     """An adapter's gradient passes layers with packed weights, for few and many rows."""
     layer = nn.QuantizedLinear(64, 48, bias=False)

@@ -113,7 +113,7 @@ def test_packed_weights_are_planned_as_they_are_used(unpacked_below, tmp_path, m
     facts = read_facts(tmp_path / "packed")
     model, _ = load_model(tmp_path / "packed")
     assert facts.weights == weights_of(model)
-    assert (facts.unpacked > 0) == (unpacked_below == 0)
+    assert bool(facts.unpacked) == (unpacked_below == 0)
     planned = plan_memory(tmp_path / "packed", context=512)
     transient = prefill_bytes(
         facts.config, 512, context=512, itemsize=4, unpacked=facts.unpacked, gpu=False
@@ -146,7 +146,7 @@ def test_weights_are_exact_in_another_type():
 
 def test_the_largest_context_fits_and_the_next_does_not():
     facts = read_facts(folder_of("llama"))
-    smallest = prefill_bytes(facts.config, 64, context=2048, itemsize=4, unpacked=0, gpu=False)
+    smallest = prefill_bytes(facts.config, 64, context=2048, itemsize=4, unpacked=(), gpu=False)
     limit = facts.weights + smallest + 1_000_000
     planned = plan_of(facts, limit=limit)
     largest = planned.largest_context
