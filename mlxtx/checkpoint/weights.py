@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -15,6 +15,7 @@ from mlx.utils import tree_flatten
 from mlxtx.checkpoint.formats import Tensors, read_tensors, unpacked
 from mlxtx.checkpoint.quantization import Quantization, infer
 from mlxtx.checkpoint.source import Checkpoint
+from mlxtx.decoder.config import DecoderConfig
 from mlxtx.decoder.model import DecoderModel
 from mlxtx.errors import MlxtxError
 from mlxtx.families import family_for
@@ -84,11 +85,7 @@ def describe(checkpoint: Checkpoint, *, unpack: bool = False) -> tuple[DecoderMo
         if not tied:
             checkpoint.config = {**checkpoint.config, "tie_word_embeddings": False}
             decoder = family.decoder_config(checkpoint.config, checkpoint.tensors)
-    config = checkpoint.config
-    try:
-        model = DecoderModel(decoder)
-    except (OverflowError, ValueError) as error:  # larger than any array can be
-        raise MlxtxError(f"config.json describes no possible decoder: {error}") from None
+    model, config = empty_model(decoder), checkpoint.config
     if unpack:
         tensors = unpacked(tensors, [name for name in tensors if tensors[name].packing])
         config = plain_config(config)
@@ -125,6 +122,44 @@ def _part_of(module: str, name: str) -> str:
     """The ending of a name that is a weight of ``module`` or belongs to its packed form, else ""."""
     path, ending = split_suffix(name)
     return ending if path == module and ending != ".bias" else ""
+
+
+def empty_model(decoder: DecoderConfig) -> DecoderModel:
+    """A model with nothing in it yet, of a description that may hold anything."""
+    check_kinds(decoder)
+    try:
+        return DecoderModel(decoder)
+    except (OverflowError, ValueError) as error:  # larger than any array can be
+        raise MlxtxError(f"config.json describes no possible decoder: {error}") from None
+
+
+# What the values of a description's fields can be, by the first word of the field's type.
+_KINDS = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
+
+
+def check_kinds(part: Any) -> None:
+    """Raises MlxtxError for the first value in a ``DecoderConfig`` that is not of its field's
+    kind: a family passes on what ``config.json`` holds."""
+    for field in fields(part):
+        value, word = getattr(part, field.name), re.split(r"\W+", str(field.type))[0]
+        if word == "Literal":
+            continue
+        if word == "tuple":
+            word = re.split(r"\W+", str(field.type))[1]
+        kinds = _KINDS.get(word)
+        for one in value if isinstance(value, tuple) else (value,):
+            good = is_dataclass(one) if kinds is None else type(one) in kinds
+            if one is None:
+                good = "None" in str(field.type)
+            elif type(one) is int:
+                good = good and abs(one) < 2**63
+            if not good:
+                where = f"{type(part).__name__}.{field.name}"
+                raise MlxtxError(
+                    f"config.json describes no possible decoder: {where} is {one!r:.60}"
+                )
+            if is_dataclass(one):
+                check_kinds(one)
 
 
 def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -261,7 +296,7 @@ def _listed(problems: Sequence[tuple[str, str, str]]) -> list[str]:
         key = (what, name[:start][:LONGEST_NAME], name[end:][:LONGEST_NAME], more)
         together.setdefault(key, []).append(name[start:end])
     lines = [
-        what + before + (numbers[0] if len(numbers) == 1 else _ranges(numbers)) + after + more
+        what + before + (_ranges(numbers) if len({*numbers}) > 1 else numbers[0]) + after + more
         for (what, before, after, more), numbers in together.items()
     ]
     left = len(lines) - MOST_LISTED

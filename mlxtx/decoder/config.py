@@ -116,6 +116,7 @@ class RopeConfig:
     def __post_init__(self) -> None:
         _check(self.dims > 0 and self.dims % 2 == 0, f"RopeConfig.dims must be even: {self.dims!r}")
         _positive(self, "base")
+        _check(self.base != 1, "RopeConfig.base must not be 1, or all channels turn alike")
         pairs, longrope = self.dims // 2, self.scaling and self.scaling.kind == "longrope"
         for name in ("short_factors", "long_factors") if longrope else ():
             count = len(getattr(self.scaling, name))

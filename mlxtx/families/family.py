@@ -12,6 +12,7 @@ from mlxtx.errors import MlxtxError
 from mlxtx.families.common import HubConfig
 from mlxtx.naming.map import SAVED_BUFFERS, Drop, NameMap, Rule
 
+_NONSENSE = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, StopIteration)
 Rules = tuple[Rule, ...] | Callable[[DecoderConfig], tuple[Rule, ...]]
 
 
@@ -58,7 +59,7 @@ class Family:
             yield
         except ConfigError as error:
             raise MlxtxError(f"config.json describes no possible decoder: {error}") from None
-        except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        except _NONSENSE as error:
             raise MlxtxError(
                 f"config.json holds a value that makes no sense for {self.model_type}: {error}"
             ) from error

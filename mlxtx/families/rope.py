@@ -75,7 +75,7 @@ def make_rope(parameters: dict[str, Any], head_dim: int, context: int, **fields:
         )
     dims = head_dim if kind == "proportional" else int(head_dim * partial)
     return RopeConfig(
-        dims=dims, base=float(base) if isinstance(base, int) else base, scaling=scaling, **fields
+        dims=dims, base=float(base) if type(base) is int else base, scaling=scaling, **fields
     )
 
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlxtx.checkpoint.weights import empty_model
 from mlxtx.decoder.config import DecoderConfig
 from mlxtx.errors import MlxtxError
 from mlxtx.families import families, family_for
@@ -45,8 +46,14 @@ def test_a_changed_config_is_read_or_refused(data):
         family.names(config)
     except MlxtxError as error:
         assert str(error).strip() and "\n" not in str(error)
+        return
+    assert isinstance(decoder, DecoderConfig)
+    try:
+        model = empty_model(decoder)
+    except MlxtxError as error:
+        assert "no possible decoder" in str(error) and "\n" not in str(error)
     else:
-        assert isinstance(decoder, DecoderConfig)
+        assert len(model.layers) == len(decoder.blocks)
 
 
 @settings(max_examples=100, deadline=None)

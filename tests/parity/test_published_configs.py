@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mlxtx.checkpoint.weights import check_kinds
 from mlxtx.errors import MlxtxError
 from mlxtx.families import family_for
 
@@ -226,6 +227,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 def test_published_config_is_understood(name: str) -> None:
     config = PUBLISHED[name]
     decoder = family_for(config).decoder_config(config)
+    check_kinds(decoder)
     layers = config.get("num_hidden_layers", config.get("n_layer"))
     assert len(decoder.blocks) == layers
     assert decoder.vocabulary == config["vocab_size"]
