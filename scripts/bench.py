@@ -92,10 +92,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def cases(args: argparse.Namespace) -> list[dict[str, Any]]:
+    from mlxtx.cache.settings import parse_kv
+
     try:
         lengths = [int(text) for text in args.prompt_lengths.split(",")]
     except ValueError:
         raise MlxtxError(f"--prompt-lengths takes numbers, not {args.prompt_lengths}") from None
+    if min(lengths) < 1:
+        raise MlxtxError(f"--prompt-lengths must be 1 or more, not {min(lengths)}")
+    for kv in args.kv.split(","):
+        parse_kv(kv)
     return [
         {"prompt": length, "new": args.new_tokens, "kv": None if kv == "plain" else kv}
         for kv in args.kv.split(",")
@@ -187,6 +193,7 @@ def run(command: list[str], engine: str) -> str:
         raise MlxtxError(f"cannot start {command[0]}: {error.strerror}") from error
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        last = last.removeprefix("mlxtx.errors.MlxtxError: ")
         hint = ""
         if f"No module named '{engine.replace('-', '_')}'" in done.stderr:
             hint = f"; install {engine}, or name an interpreter that has it with --peer-python"

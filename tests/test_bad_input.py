@@ -118,6 +118,10 @@ def packed_by_half(weights: dict) -> None:
 ROPE = {"rope_type": "linear", "factor": "two"}
 CASES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "unknown family": (change_config(model_type="lama"), ["lama", "llama"]),
+    "a family by its own code": (
+        change_config(model_type="mine", auto_map={"AutoModel": "modeling_mine.Mine"}),
+        ["'mine' is not supported", "never run"],
+    ),
     "missing tensors": (
         change_weights(missing),
         ["model.norm.weight", "model.layers.0.mlp.up_proj.weight"],

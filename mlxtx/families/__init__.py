@@ -34,6 +34,7 @@ def family_for(config: Mapping[str, Any]) -> Family:
         raise MlxtxError("config.json has no model_type, so the model's family can't be told")
     near = get_close_matches(str(model_type), families(), n=3, cutoff=0.4)
     hint = f"; the nearest supported: {', '.join(near)}" if near else ""
+    hint += "; code that comes with a model is never run" if "auto_map" in config else ""
     raise MlxtxError(
         f"model_type {model_type!r:.80} is not supported{hint} (mlxtx families lists them all)"
     )
