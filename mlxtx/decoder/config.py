@@ -33,9 +33,9 @@ def _positive(owner: object, *names: str) -> None:
         _check(good or value is None, f"{what}, not {value!r:.60}")
 
 
-def _known(owner: object, name: str, values: Sequence[object]) -> None:
+def _known(owner: object, name: str, values: Sequence[str]) -> None:
     value, where = getattr(owner, name), f"{type(owner).__name__}.{name}"
-    _check(value in values, f"{where} is unknown: {value!r} (known: {', '.join(map(str, values))})")
+    _check(value in values, f"{where} is unknown: {value!r} (known: {', '.join(values)})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -348,7 +348,6 @@ class HeadConfig:
 
     def __post_init__(self) -> None:
         _check(not (self.tied and self.bias), "HeadConfig.bias needs a head that is not tied")
-        _known(self, "tied", (True, False))
 
 
 @dataclass(frozen=True, kw_only=True)

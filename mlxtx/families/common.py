@@ -32,8 +32,7 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 
 Part = TypeVar("Part")
 
-# More layers or heads than any decoder has.
-MOST = 10_000
+MOST = 10_000  # more layers or heads than any decoder has
 
 # transformers' names of activations that are not ours
 ACTIVATIONS = {
