@@ -80,6 +80,7 @@ def describe(checkpoint: Checkpoint, *, unpack: bool = False) -> tuple[DecoderMo
     tensors = read_tensors(checkpoint)
     family = family_for(checkpoint.config)
     decoder = family.decoder_config(checkpoint.config, checkpoint.tensors)
+    check_kinds(decoder)
     if decoder.head.tied:
         tensors, tied = _tied_head(checkpoint, family.names(checkpoint.config), tensors)
         if not tied:
@@ -125,8 +126,7 @@ def _part_of(module: str, name: str) -> str:
 
 
 def empty_model(decoder: DecoderConfig) -> DecoderModel:
-    """A model with nothing in it yet, of a description that may hold anything."""
-    check_kinds(decoder)
+    """A model with nothing in it yet."""
     try:
         return DecoderModel(decoder)
     except (OverflowError, ValueError) as error:  # larger than any array can be

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxtx.checkpoint.weights import empty_model
+from mlxtx.checkpoint.weights import check_kinds, empty_model
 from mlxtx.decoder.config import DecoderConfig
 from mlxtx.errors import MlxtxError
 from mlxtx.families import families, family_for
@@ -49,6 +49,7 @@ def test_a_changed_config_is_read_or_refused(data):
         return
     assert isinstance(decoder, DecoderConfig)
     try:
+        check_kinds(decoder)
         model = empty_model(decoder)
     except MlxtxError as error:
         assert "no possible decoder" in str(error) and "\n" not in str(error)
