@@ -34,6 +34,7 @@ from mlxtx.command_line import (
     stop_on_interrupt,
 )
 from mlxtx.errors import MlxtxError
+from mlxtx.text.inert import inert
 
 if TYPE_CHECKING:
     from mlxtx.language_model import ChatSession
@@ -96,7 +97,7 @@ class Loop:
 
     def run(self) -> int:
         history = open_history()
-        print(f"{self.chat.model.name} (/help lists commands, Ctrl-D leaves)")
+        print(inert(f"{self.chat.model.name} (/help lists commands, Ctrl-D leaves)"))
         try:
             while True:
                 try:
@@ -118,7 +119,7 @@ class Loop:
         """A command or a message; an error ends neither the loop nor the conversation."""
         try:
             if text.startswith("/"):
-                print(self.command(text))
+                print(inert(self.command(text)))
             else:
                 self.answer(text)
         except MlxtxError as error:
