@@ -114,18 +114,21 @@ class SentencePieces:
     def __init__(self, path: Path, added: dict[int, AddedToken], *, legacy: bool) -> None:
         import sentencepiece
 
-        data = path.read_bytes()
         self.inner, self.bare = (sentencepiece.SentencePieceProcessor() for _ in range(2))
         try:
+            data = path.read_bytes()
             self.inner.LoadFromSerializedProto(data)
             self.bare.LoadFromSerializedProto(data + _NO_LEADING_SPACE)
-        except (RuntimeError, OSError) as error:
+            self.names = [self.inner.id_to_piece(n) for n in range(self.inner.get_piece_size())]
+        except OSError as error:
+            raise MlxtxError(f"cannot read {path}: {error.strerror or error}") from error
+        except (RuntimeError, UnicodeDecodeError) as error:
             raise MlxtxError(
                 f"{path} is not a sentencepiece model; save the tokenizer as tokenizer.json"
                 " (transformers' AutoTokenizer does) and put it beside the weights"
             ) from error
         self.legacy = legacy
-        self.pieces: int = self.inner.get_piece_size()
+        self.pieces = len(self.names)
         self.added = {token: entry["content"] for token, entry in added.items()}
         self.ids = {content: token for token, content in self.added.items()}
         self.control = {
@@ -142,9 +145,9 @@ class SentencePieces:
 
     def _pattern(self, added: dict[int, AddedToken]) -> re.Pattern[str] | None:
         """Matches any added or control token; the longest first, with the space it swallows."""
-        entries: dict[str, AddedToken] = {
-            self.inner.id_to_piece(token): {} for token in self.control
-        } | {entry["content"]: entry for entry in added.values()}
+        entries: dict[str, AddedToken] = {self.names[token]: {} for token in self.control} | {
+            entry["content"]: entry for entry in added.values()
+        }
         if not entries:
             return None
         alternatives = [
@@ -181,13 +184,13 @@ class SentencePieces:
             return self.added[token]
         if not 0 <= token < self.pieces:
             return None
-        return self.inner.id_to_piece(token)
+        return self.names[token]
 
     def id_of(self, piece: str) -> int | None:
         if piece in self.ids:
             return self.ids[piece]
         token = self.inner.piece_to_id(piece)
-        known = 0 <= token < self.pieces and self.inner.id_to_piece(token) == piece
+        known = 0 <= token < self.pieces and self.names[token] == piece
         return token if known else None
 
     def size(self) -> int:

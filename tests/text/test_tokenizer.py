@@ -95,6 +95,11 @@ def test_missing_and_broken_files(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(b"not a model at all")
     with pytest.raises(MlxtxError, match="not a sentencepiece model"):
         Tokenizer.load(tmp_path)
+    sentencepiece_model(tmp_path)
+    sound = (tmp_path / "tokenizer.model").read_bytes()
+    (tmp_path / "tokenizer.model").write_bytes(sound.replace("▁".encode(), b"\xbd\xbd\xbd"))
+    with pytest.raises(MlxtxError, match="not a sentencepiece model"):
+        Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(MlxtxError, match=r"not a readable tokenizer.json"):
         Tokenizer.load(tmp_path)
