@@ -19,7 +19,7 @@ from mlxtx.decoder.config import DecoderConfig
 from mlxtx.decoder.model import DecoderModel
 from mlxtx.errors import MlxtxError
 from mlxtx.families import family_for
-from mlxtx.naming.map import Group, NameMap, split_suffix
+from mlxtx.naming.map import Group, NameMap, Plan, split_suffix
 from mlxtx.naming.transforms import Same
 
 # How many tensors an error names one by one, before layers that lack the same are put together.
@@ -99,16 +99,10 @@ def _tied_head(checkpoint: Checkpoint, names: NameMap, tensors: Tensors) -> tupl
     As in transformers 5: a head that equals the embeddings is left out, one that stands there
     without them is both, and one that differs from them is right and the config wrong.
     """
-    head = {ending: name for name in tensors if (ending := _part_of("lm_head", name))}
+    plan = names.plan_load({name: tensor.shape for name, tensor in tensors.items()})
+    head, embeddings = _stored(plan, "lm_head"), _stored(plan, "model.embed_tokens")
     if not head:
         return tensors, True
-    plan = names.plan_load({name: tensor.shape for name, tensor in tensors.items()})
-    embeddings = {
-        ending: group.sources[0]
-        for group in plan.groups
-        for target in group.targets
-        if (ending := _part_of("model.embed_tokens", target))
-    }
     if not embeddings and not any(tensors[name].packing for name in head.values()):
         moved = {name: "model.embed_tokens" + ending for ending, name in head.items()}
         return {moved.get(name, name): tensor for name, tensor in tensors.items()}, True
@@ -119,10 +113,14 @@ def _tied_head(checkpoint: Checkpoint, names: NameMap, tensors: Tensors) -> tupl
     return {name: tensor for name, tensor in tensors.items() if name not in head.values()}, True
 
 
-def _part_of(module: str, name: str) -> str:
-    """The ending of a name that is a weight of ``module`` or belongs to its packed form, else ""."""
-    path, ending = split_suffix(name)
-    return ending if path == module and ending != ".bias" else ""
+def _stored(plan: Plan, module: str) -> dict[str, str]:
+    """The tensors of a module's weight, packed or not, by their endings; not its bias."""
+    found = {}
+    for group in plan.groups:
+        for path, ending in map(split_suffix, group.targets):
+            if path == module and ending != ".bias":
+                found[ending] = group.sources[0]
+    return found
 
 
 def empty_model(decoder: DecoderConfig) -> DecoderModel:
