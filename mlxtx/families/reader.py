@@ -73,19 +73,19 @@ class ConfigReader:
             value = self.config.get(name, known[0])
             if value not in known:
                 raise MlxtxError(
-                    f"config.json: {name}={value!r} is not supported for {self.owner}"
+                    f"config.json: {name}={value!r:.60} is not supported for {self.owner}"
                     f" (known: {', '.join(map(repr, known))})"
                 )
 
     def finish(self) -> None:
         """An error that names every key nobody read."""
         left = [
-            f"{name}={value!r}"
+            f"{name:.60}={value!r:.60}"
             for name, value in self.config.items()
             if name not in self._read and not (name in OFF.split() and not value)
         ]
         if left:
             raise MlxtxError(
                 f"config.json has keys that {self.owner} does not know, so its results could be"
-                f" wrong: {', '.join(sorted(left))}"
+                f" wrong (take out what changes nothing): {', '.join(sorted(left))}"
             )
