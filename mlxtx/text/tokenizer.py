@@ -111,7 +111,9 @@ class Tokenizer:
         return self.pieces.size()
 
     def encode(self, text: str, *, add_special: bool = True) -> list[int]:
-        """Token ids. ``add_special`` puts begin and end tokens where the checkpoint wants them."""
+        """Token ids. ``add_special`` puts begin and end tokens where the checkpoint wants them.
+        What is half of a character (a lone surrogate) counts as U+FFFD."""
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         if self.add_bos is None:  # the tokenizer.json's own rule
             return self.pieces.encode(text, add_special=add_special)
         ids = self.pieces.encode(text, add_special=False)

@@ -109,6 +109,18 @@ def test_missing_and_broken_files(tmp_path):
         Tokenizer.load(tmp_path)
 
 
+def test_half_a_character_counts_as_a_broken_one(tmp_path):
+    tokenizers = [fast(tmp_path), None]
+    (tmp_path / "tokenizer.json").unlink()
+    sentencepiece_model(tmp_path)
+    tokenizers[1] = Tokenizer.load(tmp_path)
+    for tokenizer in tokenizers:
+        for text, same in (("a\ud800 b", "a\ufffd b"), ("\ud83d\udc4d", "👍"), ("\ufeffa\0", None)):
+            ids = tokenizer.encode(text, add_special=False)
+            assert ids == tokenizer.encode(same or text, add_special=False) and ids
+            assert tokenizer.decode(ids).strip() == (same or text).strip()
+
+
 # --- tokenizer.model ------------------------------------------------------------------------
 
 
