@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
 
 INDEX = "model.safetensors.index.json"
+LONGEST_NAME = 255  # bytes, as most file systems have it
 ROWS_BYTES = 8 << 20  # of a tensor, while it is compared with another
 _SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack")
@@ -182,6 +183,7 @@ def check_inside(file: Any, where: Path) -> None:
         not isinstance(file, str)
         or not file.endswith(".safetensors")
         or not file.isprintable()
+        or len(file.encode()) > LONGEST_NAME
         or ".." in parts
         or PurePosixPath(file).is_absolute()
         or PureWindowsPath(file).drive

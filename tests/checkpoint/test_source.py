@@ -39,6 +39,7 @@ def test_one_file_and_shards_hold_the_same(tmp_path):
     "file",
     [
         "../x.safetensors",
+        "a" * 300 + ".safetensors",
         "/etc/x.safetensors",
         "a/../../x.safetensors",
         "C:\\x.safetensors",
