@@ -14,6 +14,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -88,16 +89,32 @@ def _readable(folder: Path) -> Path:
 
 
 def _download(repo: str, revision: str | None, on_event: OnEvent | None) -> str:
+    """snapshot_download in a thread of its own: it waits for all its threads when it is
+    interrupted, so that Ctrl-C would end it when everything has arrived."""
     from huggingface_hub import snapshot_download
 
+    stop = threading.Event()
+    answer: Future[str] = Future()
+
+    def work() -> None:
+        try:
+            folder = snapshot_download(
+                repo,
+                revision=revision,
+                allow_patterns=list(WANTED_FILES),
+                ignore_patterns=list(UNWANTED_FILES),
+                tqdm_class=_reporting_bar(on_event, stop),
+            )
+            answer.set_result(folder)
+        except BaseException as error:
+            answer.set_exception(error)
+
     with quiet_bars():
-        return snapshot_download(
-            repo,
-            revision=revision,
-            allow_patterns=list(WANTED_FILES),
-            ignore_patterns=list(UNWANTED_FILES),
-            tqdm_class=_reporting_bar(on_event),
-        )
+        threading.Thread(target=work, daemon=True).start()
+        try:
+            return answer.result()
+        finally:
+            stop.set()
 
 
 @contextlib.contextmanager
@@ -119,8 +136,9 @@ def quiet_bars() -> Iterator[None]:
             utils.enable_progress_bars()
 
 
-def _reporting_bar(on_event: OnEvent | None) -> type[Any]:
-    """A progress bar class in huggingface-hub's terms that draws nothing and reports bytes."""
+def _reporting_bar(on_event: OnEvent | None, stop: threading.Event) -> type[Any]:
+    """A progress bar class in huggingface-hub's terms that draws nothing and reports bytes; once
+    ``stop`` is set it ends every transfer at its next piece."""
     from tqdm.auto import tqdm
 
     started = time.monotonic()
@@ -135,18 +153,24 @@ def _reporting_bar(on_event: OnEvent | None) -> type[Any]:
             super().__init__(*args, **kwargs)
 
         def update(self, n: float | None = 1) -> None:
+            if stop.is_set():
+                raise InterruptedError("the download was stopped")
             with lock:
                 self.n += n or 0
-                if on_event and self.reported and self.total:
-                    on_event(
-                        Progress(
-                            stage="download",
-                            done=min(self.n, self.total),
-                            total=self.total,
-                            unit="bytes",
-                            seconds=time.monotonic() - started,
-                        )
-                    )
+                if not on_event or not self.reported or not self.total:
+                    return
+                progress = Progress(
+                    stage="download",
+                    done=min(self.n, self.total),
+                    total=self.total,
+                    unit="bytes",
+                    seconds=time.monotonic() - started,
+                )
+                try:
+                    on_event(progress)
+                except BaseException:
+                    stop.set()  # who is told may stop the download: the other files end too
+                    raise
 
     return Bar
 

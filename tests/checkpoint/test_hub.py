@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -40,16 +42,20 @@ for arguments in json.loads(sys.argv[1]):
 """
 
 
-def python(home, endpoint, script, *arguments, **environment):
-    """A fresh process that knows no Hub but ``endpoint`` and no cache but ``home``."""
+def alone(home, endpoint, **environment):
+    """The environment of a process that knows no Hub but ``endpoint`` and no cache but ``home``."""
     variables = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
     variables |= {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1"}
-    variables |= {"HF_HUB_DISABLE_TELEMETRY": "1", **environment}
+    return variables | {"HF_HUB_DISABLE_TELEMETRY": "1", **environment}
+
+
+def python(home, endpoint, script, *arguments, **environment):
+    """What a fresh process with only this Hub says."""
     run = subprocess.run(
         [sys.executable, "-c", script, *arguments],
         capture_output=True,
         text=True,
-        env=variables,
+        env=alone(home, endpoint, **environment),
         timeout=120,
     )
     assert run.returncode == 0, run.stderr
@@ -112,6 +118,24 @@ def test_download_resume_revision_and_offline_use(tmp_path, files):
     )
     assert offline["folder"] == old["folder"]
     assert "HF_HUB_OFFLINE" in none["error"]
+
+
+def test_ctrl_c_ends_a_download_at_its_next_piece(tmp_path, files):
+    """The server holds a file in its middle: Ctrl-C comes then, and the rest only afterwards."""
+    files |= {"model.safetensors": bytes(40 << 20)}
+    hub = Hub({"owner/tiny": {"main": files}}, held={"model.safetensors"})
+    with hub.serving():
+        command = [sys.executable, "-m", "mlxtx", "generate", "-m", "owner/tiny", "-p", "x"]
+        environment = alone(tmp_path, hub.url, HF_HUB_DOWNLOAD_TIMEOUT="60")
+        with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment) as process:
+            while "model.safetensors" not in hub.asked:
+                assert process.poll() is None
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            assert process.stderr.read(1) == b"\n"  # said at once
+            hub.release.set()
+            assert (process.wait(60), process.stderr.read()) == (130, b"")
+    assert not list(tmp_path.rglob("snapshots/*/model.safetensors"))
 
 
 def test_repositories_that_cannot_be_read(tmp_path, files):
