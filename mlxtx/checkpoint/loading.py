@@ -92,13 +92,10 @@ def planned_model(
 
 def quantize_modules(model: nn.Module, quantizations: Mapping[str, Quantization]) -> None:
     """Give the modules at these paths the layers that hold packed weights (still unfilled)."""
-
-    def packing(path: str, _: nn.Module) -> bool | dict[str, Any]:
-        quantization = quantizations.get(path)
-        return quantization.to_json() if quantization else False
-
-    if quantizations:
-        nn.quantize(model, class_predicate=packing)
+    modules = dict(model.named_modules())
+    for path, quantization in quantizations.items():
+        parent, _, name = path.rpartition(".")
+        modules[parent][name] = modules[path].to_quantized(**quantization.to_json())
 
 
 def fill(

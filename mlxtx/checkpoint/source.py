@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
@@ -63,7 +63,11 @@ class Checkpoint:
     @cached_property
     def files(self) -> list[str]:
         """Names of the weight files, shards in order."""
-        return weight_files(self.folder)
+        return weight_files(self.folder, self._index)
+
+    @cached_property
+    def _index(self) -> dict[str, str]:
+        return _weight_map(self.folder)
 
     @property
     def nbytes(self) -> int:
@@ -100,21 +104,18 @@ class Checkpoint:
         )
 
     def _check_index(self) -> None:
-        if not (self.folder / INDEX).is_file():
-            return
-        for name, file in _weight_map(self.folder).items():
+        for name, file in self._index.items():
             if self._file_of.get(name) != file:
                 raise MlxtxError(f"{INDEX} promises {name!r:.200} in {file}, which lacks it")
 
 
-def weight_files(folder: Path) -> list[str]:
+def weight_files(folder: Path, index: Mapping[str, str] | None = None) -> list[str]:
     """The safetensors files that make up the model in ``folder``.
 
-    By the index; else ``model.safetensors``; else a whole set of shards; else the one file there.
+    By its ``index``, if it has one; else ``model.safetensors``; else a whole set of shards; else the one file there.
     """
-    if (folder / INDEX).is_file():
-        files = sorted(set(_weight_map(folder).values()))
-        return _present(folder, files)
+    if index:
+        return _present(folder, sorted(set(index.values())))
     there = sorted(
         p.name
         for p in folder.glob("*.safetensors")
@@ -155,6 +156,9 @@ def _present(folder: Path, files: Iterable[str]) -> list[str]:
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
+    """The file of each tensor as the index has it; nothing where there is no index."""
+    if not (folder / INDEX).is_file():
+        return {}
     index = read_json(folder / INDEX)
     mapping = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(mapping, dict) or not mapping:
