@@ -148,9 +148,11 @@ def _present(folder: Path, files: Iterable[str]) -> list[str]:
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
         more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
+        way = "download it again, it goes on where it stopped"
+        if (folder / "model.safetensors").is_file() and "model.safetensors" not in files:
+            way = f"if model.safetensors is the whole model, remove {INDEX}"
         raise MlxtxError(
-            f"{folder} lacks {', '.join(missing[:4])}{more} of {len(files)} weight files; "
-            "download it again, it goes on where it stopped"
+            f"{folder} lacks {', '.join(missing[:4])}{more} of {len(files)} weight files; {way}"
         )
     return files
 
