@@ -119,7 +119,8 @@ class SentencePieces:
             data = path.read_bytes()
             self.inner.LoadFromSerializedProto(data)
             self.bare.LoadFromSerializedProto(data + _NO_LEADING_SPACE)
-            self.names = [self.inner.id_to_piece(n) for n in range(self.inner.get_piece_size())]
+            every = list(range(self.inner.get_piece_size()))  # asked together, four times as fast
+            self.names: list[str] = self.inner.id_to_piece(every)
         except OSError as error:
             raise MlxtxError(f"cannot read {path}: {error.strerror or error}") from error
         except (RuntimeError, UnicodeDecodeError) as error:
@@ -131,11 +132,8 @@ class SentencePieces:
         self.pieces = len(self.names)
         self.added = {token: entry["content"] for token, entry in added.items()}
         self.ids = {content: token for token, content in self.added.items()}
-        self.control = {
-            token
-            for token in range(self.pieces)
-            if self.inner.is_control(token) or self.inner.is_unknown(token)
-        }
+        kinds = zip(self.inner.is_control(every), self.inner.is_unknown(every), strict=True)
+        self.control = {token for token, kind in enumerate(kinds) if any(kind)}
         self.special = {token for token, entry in added.items() if entry.get("special", True)}
         self.special |= self.control
         self.cut = self._pattern(added)
