@@ -134,6 +134,10 @@ CASES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "pickle": (pickled, ["pytorch_model.bin", "safetensors"]),
     "index that leaves the folder": (index_outside, ["../outside.safetensors"]),
     "no config": (lambda folder: (folder / "config.json").unlink(), ["config.json"]),
+    "an adapter": (
+        lambda folder: (folder / "config.json").rename(folder / "adapter_config.json"),
+        ["holds an adapter", "--adapter"],
+    ),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), ["tokenizer"]),
     "impossible config": (change_config(num_key_value_heads=3), ["heads"]),
     "a size as text": (change_config(hidden_size="64"), ["hidden_size", "'64'"]),

@@ -30,6 +30,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     """``config.json`` as a dictionary, with the quantization that some exporters keep beside it."""
     path = folder / "config.json"
     if not path.is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise MlxtxError(
+                f"{folder} holds an adapter, not a model: name its model, and this with --adapter"
+            )
         raise MlxtxError(f"{folder} holds no config.json; is it a model's folder?")
     config = read_json_object(path)
     beside = folder / "hf_quant_config.json"
