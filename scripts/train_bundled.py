@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--cut", type=float, default=0.6, help="part of single answers that are not told to the end"
     )
     parser.add_argument(
-        "--single", type=float, default=58, help="weight of single questions; all others weigh 44"
+        "--single", type=float, default=62, help="weight of single questions; all others weigh 38"
     )
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     parser.add_argument("--evaluate", action="store_true", help="only judge what --out holds")

@@ -135,7 +135,7 @@ def noisy(text: str, rng: random.Random) -> str:
 
 
 def _typed(question: str, rng: random.Random) -> str:
-    if rng.random() < 0.1:
+    if rng.random() < 0.06:
         question = typo(question, rng)
     return cased(question, rng)
 
@@ -257,7 +257,7 @@ PLAIN_TURNS = {"fact": 50, "follow": 36, "unknown": 5, "sum": 4, "letters": 4, "
 STYLED_TURNS = {"fact": 82, "unknown": 10, "follow": 8}
 SINGLE_TURNS = {"fact": 82, "unknown": 18}
 # kinds of conversations and their shares
-KINDS = {"single": 56, "sum": 12, "letters": 7, "copy": 3, "styled": 8, "names": 3, "several": 11}
+KINDS = {"single": 62, "sum": 6, "letters": 5, "copy": 4, "styled": 8, "names": 4, "several": 11}
 
 
 def conversation(

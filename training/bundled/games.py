@@ -92,23 +92,15 @@ def draw_words(rng: random.Random) -> str:
 
 
 def sum_answer(a: int, sign: str, b: int) -> str:
-    """With the step in between that makes two digits easy: tens and ones, or the tens first."""
     result = {"+": a + b, "-": a - b, "*": a * b}[sign]
-    steps = [f"{a} {sign} {b}"]
-    if sign == "+" and max(a, b) > 9:
-        steps.append(f"{a // 10 * 10 + b // 10 * 10} + {a % 10 + b % 10}")
-    elif sign == "-" and b > 9:
-        steps.append(f"{a - b // 10 * 10} - {b % 10}")
-    return " = ".join([*steps, f"{result}."])
+    return f"{a} {sign} {b} = {result}."
 
 
 def draw_sum(rng: random.Random, held: bool = False) -> tuple[str, str, str]:
     """A question, its answer and the number that must stand in it."""
     sign = rng.choices("+-*", (5, 4, 2))[0]
-    if sign == "*" or rng.random() < 0.35:
-        a, b = rng.randint(0, 10), rng.randint(0, 10)
-    else:
-        a, b = rng.randint(1, 99), rng.randint(1, 99)
+    largest = 10 if sign == "*" or rng.random() < 0.3 else 20
+    a, b = rng.randint(0, largest), rng.randint(0, largest)
     if sign == "-" and a < b:
         a, b = b, a
     if not held and is_held_sum(a, b):
@@ -142,7 +134,7 @@ def letter_answer(game: str, word: str) -> tuple[str, str]:
 
 def draw_letters(rng: random.Random, held: bool = False) -> tuple[str, str, str]:
     game = rng.choice(list(LETTER_ASKS))
-    word = rng.choice([w for w in words_of("words") if game != "reverse" or len(w) <= 5])
+    word = rng.choice([word for word in words_of("words") if len(word) <= 4])
     asks = (LETTER_HELD if held else LETTER_ASKS)[game]
     quoted = rng.choice([word, word, word, f'"{word}"', f"'{word}'"])
     answer, must = letter_answer(game, word)

@@ -78,6 +78,7 @@ class Branches:
     """Where the answers of a data set part."""
 
     COMMON = 5  # times a beginning is seen: rarer ones are computed (sums, names), not recalled
+    COMPUTED = 2.0  # the most that what follows a rare beginning weighs: it has many such tokens
 
     def __init__(self, samples: Iterable[Sampled]):
         self.seen: Counter[tuple[int, ...]] = Counter()
@@ -90,10 +91,17 @@ class Branches:
                     nexts.setdefault(before, set()).add(one.tokens[place])
         self.parting = {before for before, after in nexts.items() if len(after) > 1}
 
-    def chooses(self, answer: Sequence[int]) -> list[bool]:
-        """For each token of an answer, whether another one could have stood there."""
-        beginnings = [tuple(answer[:n]) for n in range(len(answer))]
-        return [b in self.parting or self.seen[b] < self.COMMON for b in beginnings]
+    def weights(self, answer: Sequence[int], choice_weight: float) -> list[float]:
+        """For each token of an answer what it weighs in the loss: ``choice_weight`` where another
+        one could have stood there."""
+        weights = []
+        for n in range(len(answer)):
+            before = tuple(answer[:n])
+            if self.seen[before] < self.COMMON:
+                weights.append(min(choice_weight, self.COMPUTED))
+            else:
+                weights.append(choice_weight if before in self.parting else 1.0)
+        return weights
 
 
 def sampled(conversation: dict[str, Any], tokenizer: Tokenizer) -> Sampled:
@@ -127,11 +135,10 @@ def lay_rows(
     for one in samples:
         ids, weights, starts = one.tokens, [0.0] * len(one.tokens), one.starts
         for start, end in one.answers:
-            choosing = branches.chooses(ids[start:end])
-            weights[start:end] = [choice_weight if chooses else 1.0 for chooses in choosing]
+            weights[start:end] = branches.weights(ids[start:end], choice_weight)
         if one.cut:
             start, end = one.answers[-1]
-            last = max(place for place, weight in enumerate(weights) if weight == choice_weight)
+            last = max((place for place, weight in enumerate(weights) if weight > 1), default=end)
             ids, weights = (values[: min(end, max(last, start) + 3)] for values in (ids, weights))
         if len(ids) > size:
             continue
