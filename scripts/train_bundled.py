@@ -84,10 +84,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--constant", action="store_true", help="keep the learning rate")
     parser.add_argument(
-        "--choice-weight", type=float, default=2.0, help="of the tokens that choose an answer"
+        "--choice-weight", type=float, default=4.0, help="of the tokens that choose an answer"
     )
     parser.add_argument(
-        "--cut", type=float, default=0.6, help="part of single answers that are not told to the end"
+        "--cut",
+        type=float,
+        default=0.75,
+        help="part of single answers that are not told to the end",
     )
     parser.add_argument(
         "--single", type=float, default=62, help="weight of single questions; all others weigh 38"
