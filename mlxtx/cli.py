@@ -5,7 +5,6 @@ Nothing heavy is imported here: ``mlxtx --help`` answers from the table below.
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 import sys
@@ -120,10 +119,11 @@ def run(
 def one_line(error: Exception) -> str:
     """The message for people: a known error's own words, else its kind and how to learn more."""
     from mlxtx.errors import MlxtxError
+    from mlxtx.files import disk_full
     from mlxtx.text.inert import inert
 
     message = str(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if isinstance(error, OSError) and disk_full(error):
         message = f"the disk is full ({error.strerror}); free some space and run it again"
     elif not isinstance(error, MlxtxError):
         message = f"{type(error).__name__}: {message} (--debug shows where)"

@@ -17,6 +17,11 @@ from mlxtx.errors import MlxtxError
 MAX_TEXT_BYTES = 256 << 20
 
 
+def disk_full(error: OSError) -> bool:
+    """Whether there is no room: on the disk, in a quota, or in the size a file may have."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def read_text(path: Path) -> str:
     """A UTF-8 file of bounded size."""
     try:

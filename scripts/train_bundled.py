@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def prepare(args: argparse.Namespace) -> None:
     """The conversations and the vocabulary, unless the folder has them."""
     from training.bundled.conversations import held_out, training_set, write_jsonl
-    from training.bundled.vocabulary import train_vocabulary, write_tokenizer
+    from training.bundled.vocabulary import as_read, train_vocabulary, write_tokenizer
 
     data = args.out / "data"
     if (args.out / "model" / "tokenizer.model").is_file() and (data / "train.jsonl").is_file():
@@ -131,11 +131,7 @@ def prepare(args: argparse.Namespace) -> None:
     if before := args.finish or args.head:
         shutil.copytree(before / "model", args.out / "model", dirs_exist_ok=True)
         return
-    texts = (
-        m["content"] if m["role"] == "assistant" else m["content"].lower()
-        for row in rows[:20_000]
-        for m in row["messages"]
-    )
+    texts = (as_read(m) for row in rows[:20_000] for m in row["messages"])
     write_tokenizer(args.out / "model", train_vocabulary(texts, CONFIG["vocab_size"]))
 
 

@@ -7,7 +7,6 @@ code, never pickles) and turns its errors into one line that says what to do.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import threading
@@ -21,6 +20,7 @@ from typing import Any
 from mlxtx.checkpoint import bundled
 from mlxtx.errors import MlxtxError
 from mlxtx.events import Event, Progress
+from mlxtx.files import disk_full
 
 OnEvent = Callable[[Event], None]
 
@@ -213,7 +213,7 @@ def explained(repo: str, revision: str | None) -> Iterator[None]:
         status = error.response.status_code if error.response is not None else "no"
         raise MlxtxError(f"the Hub answered {status} for {repo}{at}; try again later") from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if disk_full(error):
             raise MlxtxError(
                 f"the disk is full, so {repo}{at} is not complete: free some space (or set HF_HOME "
                 "to a larger disk) and run the same command again"

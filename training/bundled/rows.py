@@ -21,7 +21,7 @@ import numpy as np
 
 from mlxtx.text.tokenizer import Tokenizer
 from mlxtx.tuning.samples import Sample, sample
-from training.bundled.vocabulary import ASSISTANT, END
+from training.bundled.vocabulary import ASSISTANT, END, as_read
 
 
 def tokens_of(messages: Sequence[dict[str, str]], tokenizer: Tokenizer):
@@ -36,7 +36,7 @@ def tokens_of(messages: Sequence[dict[str, str]], tokenizer: Tokenizer):
         starts.append(len(tokens))
         said = message["role"] == "assistant"
         opening = ASSISTANT if said else f"<|{message['role']}|> "
-        body = (message["content"] if said else message["content"].lower()) + END
+        body = as_read(message) + END
         # the opening goes with the body for others, so that its space joins the first word
         head = tokenizer.encode(opening if said else opening + body, add_special=False)
         rest = tokenizer.encode(body, add_special=False) if said else []

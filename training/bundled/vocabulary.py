@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 SYSTEM, USER, ASSISTANT, END = "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
 MARKS = [END, SYSTEM, USER, ASSISTANT]
-# What is said to the model is read in lower case: a name has one spelling to learn, not four.
 TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}"
@@ -21,6 +20,13 @@ TEMPLATE = (
     "{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
+
+
+def as_read(message: Mapping[str, str]) -> str:
+    """A message's text as the model sees it. What is said to it is read in lower case, here and in
+    TEMPLATE: a name has one spelling to learn, not four."""
+    text = message["content"]
+    return text if message["role"] == "assistant" else text.lower()
 
 
 def train_vocabulary(texts: Iterable[str], size: int) -> bytes:
