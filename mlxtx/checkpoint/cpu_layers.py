@@ -8,7 +8,7 @@ x86-64 cores with weights [1408, 512] (``scripts/bench_convert.py --matmul``): s
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from itertools import groupby
 from typing import Any
@@ -201,8 +201,8 @@ _REPLACEMENTS: dict[type, type] = {
 }
 
 
-def adapt_to_cpu(model: nn.Module) -> None:
-    """Give the model's layers, in place, the forms above; everything they hold stays."""
-    for module in model.modules():
+def adapt_to_cpu(modules: Iterable[nn.Module]) -> None:
+    """Give a model's layers, in place, the forms above; everything they hold stays."""
+    for module in modules:
         if type(module) in _REPLACEMENTS:
             module.__class__ = _REPLACEMENTS[type(module)]

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from mlxtx.cache.numerics import on_gpu
 from mlxtx.checkpoint.cpu_layers import adapt_to_cpu
 from mlxtx.checkpoint.formats import FLOAT_DTYPES
 from mlxtx.checkpoint.hub import resolve
-from mlxtx.checkpoint.quantization import Quantization
 from mlxtx.checkpoint.source import Checkpoint
 from mlxtx.checkpoint.weights import WeightPlan, describe
 from mlxtx.decoder.model import DecoderModel
@@ -64,9 +62,9 @@ def build_model(
     at_once = READ_BYTES if dtype is None else CAST_BYTES
     checkpoint.read_ahead(at_once)
     model, plan, wanted = planned_model(checkpoint, dtype, unpack)
-    fill(model, plan, wanted, at_once, on_event)
+    fill(plan, wanted, at_once, on_event)
     if not on_gpu():
-        adapt_to_cpu(model)
+        adapt_to_cpu(plan.modules.values())
     model.eval()
     return model
 
@@ -83,62 +81,60 @@ def planned_model(
         unpack = on_cpu and packed and 4 * plan.size <= SMALL_MODEL_BYTES
     if unpack:
         model, plan = describe(checkpoint, unpack=True)
-    quantize_modules(model, plan.quantizations)
+    quantize_modules(plan)
     wanted = float_dtype(dtype)
     if wanted is None and on_cpu and packed:
         wanted = mx.float32
     return model, plan, wanted
 
 
-def quantize_modules(model: nn.Module, quantizations: Mapping[str, Quantization]) -> None:
-    """Give the modules at these paths the layers that hold packed weights (still unfilled)."""
-    modules = dict(model.named_modules())
-    for path, quantization in quantizations.items():
+def quantize_modules(plan: WeightPlan) -> None:
+    """Put the layers that hold packed weights (still unfilled) where the plan has such."""
+    for path, quantization in plan.quantizations.items():
         parent, _, name = path.rpartition(".")
-        modules[parent][name] = modules[path].to_quantized(**quantization.to_json())
+        packed = plan.modules[path].to_quantized(**quantization.to_json())
+        plan.modules[parent][name] = plan.modules[path] = packed
 
 
 def fill(
-    model: nn.Module,
     plan: WeightPlan,
     dtype: mx.Dtype | None,
     at_once: int,
     on_event: Callable[[Event], None] | None = None,
 ) -> None:
     """Read every parameter, ``at_once`` bytes at a time; the next are on their way meanwhile."""
-    modules = dict(model.named_modules())
-    modules[""] = model
-    total = sum(plan.nbytes(group) for group in plan.groups)
+    batches = list(batched(plan, at_once))
+    total = sum(nbytes for _, nbytes in batches)
     started, done = time.monotonic(), 0
     reading: list[mx.array] = []
-    for groups in batched(plan, at_once):
+    for groups, nbytes in batches:
         arrays = []
         for group in groups:
             for name, array in plan.read(group).items():
                 if dtype is not None and mx.issubdtype(array.dtype, mx.floating):
                     array = array.astype(dtype)
                 path, _, key = name.rpartition(".")
-                modules[path][key] = array
+                plan.modules[path][key] = array
                 arrays.append(array)
         mx.async_eval(arrays)
         mx.eval(reading)
         reading = arrays
-        done += sum(plan.nbytes(group) for group in groups)
+        done += nbytes
         if on_event:
             seconds = time.monotonic() - started
             on_event(Progress(stage="load", done=done, total=total, unit="bytes", seconds=seconds))
     mx.eval(reading)
 
 
-def batched(plan: WeightPlan, at_once: int) -> Iterator[list[Group]]:
-    """The plan's groups, ``at_once`` bytes of them together."""
+def batched(plan: WeightPlan, at_once: int) -> Iterator[tuple[list[Group], int]]:
+    """The plan's groups, ``at_once`` bytes of them together, and how many those are."""
     batch: list[Group] = []
     size = 0
     for group in plan.groups:
         batch.append(group)
         size += plan.nbytes(group)
         if size >= at_once or group is plan.groups[-1]:
-            yield batch
+            yield batch, size
             batch, size = [], 0
 
 

@@ -36,7 +36,7 @@ class StreamedModel:
     def __init__(self, folder: Path):
         self.checkpoint = Checkpoint(folder)
         self.model, self.plan = describe(self.checkpoint)
-        quantize_modules(self.model, self.plan.quantizations)
+        quantize_modules(self.plan)
         widen(self.model)
         self.model.eval()
         self._modules: dict[str, nn.Module] = dict(self.model.named_modules())

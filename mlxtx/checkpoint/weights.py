@@ -6,11 +6,11 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 
 from mlxtx.checkpoint.formats import Tensors, read_tensors, unpacked
 from mlxtx.checkpoint.quantization import Quantization, infer
@@ -38,12 +38,14 @@ class Form:
 
 @dataclass
 class WeightPlan:
-    """groups turn ``tensors`` into parameters; ``forms`` describes each parameter;
+    """groups turn ``tensors`` into parameters of ``modules`` (by path, the model itself under "");
+    ``forms`` describes each parameter;
     ``quantizations`` says how the packed ones are packed, by module path, and ``unpacked`` how
     those are stored that cannot stay so here; ``dropped`` are tensors known to be of no use."""
 
     groups: list[Group]
     tensors: Tensors
+    modules: dict[str, nn.Module]
     forms: dict[str, Form]
     quantizations: dict[str, Quantization]
     unpacked: dict[str, Quantization]
@@ -82,7 +84,8 @@ def describe(checkpoint: Checkpoint, *, unpack: bool = False) -> tuple[DecoderMo
     decoder = family.decoder_config(checkpoint.config, checkpoint.tensors)
     check_kinds(decoder)
     if decoder.head.tied:
-        tensors, tied = _tied_head(checkpoint, family.names(checkpoint.config), tensors)
+        names = family.names(checkpoint.config, decoder)
+        tensors, tied = _tied_head(checkpoint, names, tensors)
         if not tied:
             checkpoint.config = {**checkpoint.config, "tie_word_embeddings": False}
             decoder = family.decoder_config(checkpoint.config, checkpoint.tensors)
@@ -90,7 +93,7 @@ def describe(checkpoint: Checkpoint, *, unpack: bool = False) -> tuple[DecoderMo
     if unpack:
         tensors = unpacked(tensors, [name for name in tensors if tensors[name].packing])
         config = plain_config(config)
-    return model, plan_weights(model, family.names(config), tensors)
+    return model, plan_weights(model, family.names(config, decoder), tensors)
 
 
 def _tied_head(checkpoint: Checkpoint, names: NameMap, tensors: Tensors) -> tuple[Tensors, bool]:
@@ -138,26 +141,33 @@ _KINDS = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
 def check_kinds(part: Any) -> None:
     """Raises MlxtxError for the first value in a ``DecoderConfig`` that is not of its field's
     kind: a family passes on what ``config.json`` holds."""
-    for field in fields(part):
-        value, word = getattr(part, field.name), re.split(r"\W+", str(field.type))[0]
-        if word == "Literal":
-            continue
-        if word == "tuple":
-            word = re.split(r"\W+", str(field.type))[1]
-        kinds = _KINDS.get(word)
+    for name, kinds, optional in _field_kinds(part.__class__):
+        value = getattr(part, name)
         for one in value if isinstance(value, tuple) else (value,):
             good = is_dataclass(one) if kinds is None else type(one) in kinds
             if one is None:
-                good = "None" in str(field.type)
+                good = optional
             elif type(one) is int:
                 good = good and abs(one) < 2**63
             if not good:
-                where = f"{type(part).__name__}.{field.name}"
+                where = f"{type(part).__name__}.{name}"
                 raise MlxtxError(
                     f"config.json describes no possible decoder: {where} is {one!r:.60}"
                 )
             if is_dataclass(one):
                 check_kinds(one)
+
+
+@cache
+def _field_kinds(description: type) -> list[tuple[str, tuple[type, ...] | None, bool]]:
+    """The name, the kinds (None: another description) and whether it may be None, of each field."""
+    found: list[tuple[str, tuple[type, ...] | None, bool]] = []
+    for field in fields(description):
+        words = re.split(r"\W+", str(field.type))
+        word = words[1] if words[0] == "tuple" else words[0]
+        if word != "Literal":
+            found.append((field.name, _KINDS.get(word), "None" in words))
+    return found
 
 
 def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,14 +204,14 @@ def plan_weights(model: nn.Module, names: NameMap, tensors: Tensors) -> WeightPl
         if any(tensors[source].packing for source in group.sources)
         for name in group.targets
     }
-    _check(model, plan.groups, plan.incomplete, forms, quantizations)
+    _check(modules, plan.groups, plan.incomplete, forms, quantizations)
     loosened = {
         split_suffix(name)[0]: packings[group.sources[0]]
         for group in plan.groups
         if group.sources[0] in packings
         for name in group.targets
     }
-    return WeightPlan(plan.groups, tensors, forms, quantizations, loosened, plan.dropped)
+    return WeightPlan(plan.groups, tensors, modules, forms, quantizations, loosened, plan.dropped)
 
 
 def _stays_packed(group: Group, modules: Mapping[str, nn.Module]) -> bool:
@@ -239,21 +249,24 @@ def _packing_of(
     return found
 
 
-def parameter_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(modules: Mapping[str, nn.Module]) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter by its full name."""
-    flat = tree_flatten(model.parameters(), destination={})
-    assert isinstance(flat, dict)
-    return {name: tuple(array.shape) for name, array in flat.items()}
+    return {
+        f"{path}.{key}" if path else key: tuple(value.shape)
+        for path, module in modules.items()
+        for key, value in module.items()
+        if isinstance(value, mx.array) and not key.startswith("_")
+    }
 
 
 def _check(
-    model: nn.Module,
+    modules: Mapping[str, nn.Module],
     groups: Iterable[Group],
     incomplete: Iterable[tuple[tuple[str, ...], tuple[str, ...]]],
     forms: Mapping[str, Form],
     quantizations: Mapping[str, Quantization],
 ) -> None:
-    expected = parameter_shapes(model)
+    expected = parameter_shapes(modules)
     origin = {name: group.sources for group in groups for name in group.targets}
     halves = {name: lack for have, lack in incomplete for name in have}
     problems: list[tuple[str, str, str]] = []  # what, the tensor's name, what else

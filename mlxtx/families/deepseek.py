@@ -12,7 +12,7 @@ from mlxtx.families.family import Family
 from mlxtx.families.llama import llama
 from mlxtx.families.rope import make_rope, rope_parameters
 from mlxtx.naming.map import Drop, Rule, rename
-from mlxtx.naming.rules import CORRECTION, LAYER, experts, names, tensor
+from mlxtx.naming.rules import CORRECTION, LAYER, experts, experts_at, mlx_only, names, tensor
 from mlxtx.naming.transforms import Each, Reshaped, Split, Transposed, chain
 
 
@@ -176,6 +176,10 @@ def latent_rules(decoder: DecoderConfig) -> tuple[Rule, ...]:
     return (Rule((f"{LAYER}.self_attn.kv_b_proj.weight",), ours, move, layout="hf"),)
 
 
+def _mlx_latent(decoder: DecoderConfig) -> tuple[Rule, ...]:
+    return mlx_only(*latent_rules(decoder))
+
+
 SAME = """
     input_layernorm post_attention_layernorm self_attn.q_proj self_attn.k_proj self_attn.v_proj
     self_attn.o_proj self_attn.q_norm self_attn.k_norm self_attn.q_a_proj self_attn.q_b_proj
@@ -211,11 +215,11 @@ COPIES = tuple(
 )
 
 FAMILIES = (
-    Family("deepseek_v2", deepseek_v2, _latent_experts),
+    Family("deepseek_v2", deepseek_v2, _latent_experts, mlx_rules=_mlx_latent),
     Family("deepseek_v3", deepseek_v3, _latent_experts, drops=COPIES),
     Family("glm4_moe_lite", glm4_moe_lite, _latent_experts, drops=COPIES),
-    Family("minicpm3", minicpm3, latent_rules),
-    Family("dots1", dots1, experts()),
+    Family("minicpm3", minicpm3, latent_rules, mlx_rules=_mlx_latent),
+    Family("dots1", dots1, experts(), mlx_rules=experts_at("mlp.experts")),
     Family("glm4_moe", glm4_moe, lambda decoder: with_heads(decoder, experts()), drops=COPIES),
     Family("solar_open", solar_open, experts()),
 )

@@ -24,7 +24,8 @@ def resolved(rules: Rules, decoder: DecoderConfig) -> tuple[Rule, ...]:
 class Family:
     """One ``model_type``. ``read`` describes the decoder; ``rules`` are the name rules that turn
     the family's tensors into ours, where they depend on sizes a function of the decoder.
-    ``packed_rules`` take their place where ``quantization_config`` says mxfp4."""
+    ``packed_rules`` take their place where ``quantization_config`` says mxfp4. ``mlx_rules`` are
+    for the names that MLX checkpoints of the family have of their own."""
 
     model_type: str
     read: Callable[[HubConfig], DecoderConfig]
@@ -32,6 +33,7 @@ class Family:
     aliases: tuple[tuple[str, str], ...] = ()
     drops: tuple[Drop, ...] = ()
     packed_rules: Rules | None = None
+    mlx_rules: Rules = ()
 
     def decoder_config(
         self, config: Mapping[str, Any], tensors: Collection[str] = ()
@@ -64,16 +66,15 @@ class Family:
                 f"config.json holds a value that makes no sense for {self.model_type}: {error}"
             ) from error
 
-    def names(self, config: Mapping[str, Any]) -> NameMap:
-        """The two-way map of the tensor names of a checkpoint with this ``config.json``."""
-        from mlxtx.families import mlx_layout
-
-        decoder, rules = self._read(config), self.rules
+    def names(self, config: Mapping[str, Any], decoder: DecoderConfig | None = None) -> NameMap:
+        """The two-way map of the tensor names of a checkpoint with this ``config.json``, and with
+        the decoder that it describes, where that is known already."""
+        decoder, rules = decoder or self._read(config), self.rules
         with self._explained():
             method = (config.get("quantization_config") or {}).get("quant_method")
             if method == "mxfp4" and self.packed_rules is not None:
                 rules = self.packed_rules
-            mlx = resolved(mlx_layout.RULES.get(self.model_type, ()), decoder)
+            mlx = resolved(self.mlx_rules, decoder)
             own = resolved(rules, decoder)
         return NameMap(
             (*mlx, *own),

@@ -12,7 +12,7 @@ from mlxtx.families.common import FULL, SLIDING, HubConfig, behind, head_norm
 from mlxtx.families.family import Family
 from mlxtx.families.reader import ConfigReader
 from mlxtx.naming.map import Rule
-from mlxtx.naming.rules import LAYER, OUTPUT_NORMS, names, outer, tensor
+from mlxtx.naming.rules import LAYER, OUTPUT_NORMS, experts_at, names, outer, tensor
 from mlxtx.naming.transforms import Split
 
 GELU = "gelu_pytorch_tanh"
@@ -196,5 +196,10 @@ FAMILIES = (
     Family("gemma", gemma),
     Family("gemma2", gemma2, SANDWICH),
     Family("gemma3_text", gemma3_text, SANDWICH),
-    Family("gemma4_text", gemma4_text, _gemma4_rules),
+    Family(
+        "gemma4_text",
+        gemma4_text,
+        _gemma4_rules,
+        mlx_rules=experts_at("experts.switch_glu", "experts.switch_mlp"),
+    ),
 )

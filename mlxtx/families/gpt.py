@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from mlxtx.decoder.config import AttentionConfig, DecoderConfig, NormConfig, RopeConfig
 from mlxtx.families.common import HubConfig
-from mlxtx.families.family import Family
+from mlxtx.families.family import Family, Rules, resolved
 from mlxtx.naming.map import Rule
-from mlxtx.naming.rules import LAYER, names, outer, qkv
+from mlxtx.naming.rules import LAYER, mlx_only, names, outer, qkv
 from mlxtx.naming.transforms import Split, Transposed, chain
 
 UNUSED = """
@@ -199,12 +200,37 @@ OPT = outer(
     "model.decoder.layers.{i}",
 )
 
+
+def _respelled(rules: Rules, *pairs: tuple[str, str]) -> Rules:
+    """The family's own rules with their names spelled otherwise, as in MLX checkpoints."""
+
+    def spell(name: str) -> str:
+        for old, new in pairs:
+            name = name.replace(old, new)
+        return name
+
+    def spelled(decoder: DecoderConfig) -> tuple[Rule, ...]:
+        own = resolved(rules, decoder)
+        return mlx_only(*(replace(rule, sources=tuple(map(spell, rule.sources))) for rule in own))
+
+    return spelled
+
+
+WITHOUT_OUTER = ("transformer.", "model.")
+MLX_GPT2 = _respelled(partial(gpt2_rules, turned=False), WITHOUT_OUTER)
+MLX_NEOX = _respelled(
+    neox_rules,
+    ("gpt_neox.layers", "model.h"),
+    ("gpt_neox.", "model."),
+    ("embed_out", "model.embed_out"),
+)
+
 FAMILIES = (
-    Family("gpt2", gpt2, gpt2_rules, BARE),
+    Family("gpt2", gpt2, gpt2_rules, BARE, mlx_rules=MLX_GPT2),
     Family("gpt_bigcode", gpt_bigcode, _bigcode_rules, BARE),
     Family("gpt_neo", gpt_neo, FRAME + NEO, BARE),
-    Family("gpt_neox", gpt_neox, neox_rules),
-    Family("gptj", gptj, FRAME + J, BARE),
+    Family("gpt_neox", gpt_neox, neox_rules, mlx_rules=MLX_NEOX),
+    Family("gptj", gptj, FRAME + J, BARE, mlx_rules=_respelled(FRAME + J, WITHOUT_OUTER)),
     Family("codegen", gptj, _codegen_rules, BARE),
     Family("opt", opt, OPT, ((r"^decoder\.", "model.decoder."),)),
 )

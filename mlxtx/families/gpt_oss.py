@@ -11,7 +11,7 @@ from mlxtx.families.common import FULL, HubConfig, first, head_norm
 from mlxtx.families.family import Family
 from mlxtx.families.llama import INTERLEAVED, llama
 from mlxtx.naming.map import Rule, rename
-from mlxtx.naming.rules import LAYER, names, shared_expert
+from mlxtx.naming.rules import LAYER, experts_at, names, shared_expert
 from mlxtx.naming.transforms import Blocks, Split, Transposed, chain
 
 YARN = {
@@ -118,6 +118,17 @@ def _llama4_rules(decoder: DecoderConfig) -> tuple[Rule, ...]:
 
 
 FAMILIES = (
-    Family("gpt_oss", gpt_oss, _gpt_oss_rules(False), packed_rules=_gpt_oss_rules(True)),
-    Family("llama4_text", llama4_text, _llama4_rules),
+    Family(
+        "gpt_oss",
+        gpt_oss,
+        _gpt_oss_rules(False),
+        packed_rules=_gpt_oss_rules(True),
+        mlx_rules=experts_at("mlp.experts", "mlp.switch_mlp", "mlp.router=mlp.gate"),
+    ),
+    Family(
+        "llama4_text",
+        llama4_text,
+        _llama4_rules,
+        mlx_rules=experts_at("feed_forward.experts"),
+    ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from mlxtx.decoder.config import DecoderConfig, FeedForwardConfig, RopeConfig, TemperatureConfig
@@ -10,7 +11,8 @@ from mlxtx.families.common import FULL, SLIDING, HubConfig, behind, first, head_
 from mlxtx.families.family import Family
 from mlxtx.families.rope import make_rope, rope_parameters
 from mlxtx.naming.map import Rule
-from mlxtx.naming.rules import LAYER, OUTPUT_NORMS, gate_up, names, qkv
+from mlxtx.naming.rules import LAYER, OUTPUT_NORMS, gate_up, mlx_only, names, qkv, tensor
+from mlxtx.naming.transforms import Reshaped
 
 INTERLEAVED = {"interleaved": True}
 
@@ -285,6 +287,13 @@ def granite(config: HubConfig, feed_forward: Any = None) -> DecoderConfig:
 APERTUS = names(
     "attention_layernorm=input_layernorm feedforward_layernorm=post_attention_layernorm"
 )
+# xIELU's strengths as numbers without an axis.
+MLX_APERTUS = mlx_only(
+    *(
+        replace(tensor(name, name, Reshaped((), (1,))), when=lambda shape: shape == ())
+        for name in ("mlp.act_fn.alpha_p", "mlp.act_fn.alpha_n")
+    )
+)
 HUNYUAN = names(
     "self_attn.query_layernorm=self_attn.q_norm self_attn.key_layernorm=self_attn.k_norm"
 )
@@ -303,7 +312,7 @@ FAMILIES = (
     Family("helium", helium),
     Family("ernie4_5", ernie4_5),
     Family("arcee", arcee),
-    Family("apertus", apertus, APERTUS),
+    Family("apertus", apertus, APERTUS, mlx_rules=MLX_APERTUS),
     Family("exaone4", exaone4, OUTPUT_NORMS),
     Family("olmo2", olmo2, OUTPUT_NORMS),
     Family("olmo3", olmo3, OUTPUT_NORMS),

@@ -20,8 +20,8 @@ from mlxtx.families.llama import (
 )
 from mlxtx.families.rope import make_rope, rope_parameters
 from mlxtx.naming import rules
-from mlxtx.naming.map import Rule
-from mlxtx.naming.rules import CORRECTION, LAYER, experts, names
+from mlxtx.naming.map import Rule, stacked_experts
+from mlxtx.naming.rules import CORRECTION, LAYER, experts, experts_at, mlx_only, names
 from mlxtx.naming.transforms import Reshaped, Transposed, Unflattened, chain
 
 
@@ -197,6 +197,16 @@ def _dbrx_rules(decoder: DecoderConfig) -> tuple[Rule, ...]:
     )
 
 
+# One module an expert, although the family itself keeps all in one tensor.
+MLX_DBRX = mlx_only(
+    *stacked_experts(
+        "transformer.blocks.{i}.ffn.experts.{e}",
+        f"{LAYER}.mlp.switch_mlp",
+        {"gate_proj": "w1", "up_proj": "v1", "down_proj": "w2"},
+    )
+)
+
+
 def minimax_m2(config: HubConfig) -> DecoderConfig:
     """Sigmoid scores with a bias that only chooses; norms over all queries and keys together."""
     config.ignore("shared_intermediate_size num_mtp_modules mtp_transformer_layers use_mtp")
@@ -241,6 +251,7 @@ def afmoe(config: HubConfig) -> DecoderConfig:
 BLOCK_SPARSE = names("block_sparse_moe.gate=mlp.gate") + experts(
     "block_sparse_moe.experts", "w1 w3 w2"
 )
+MLX_BLOCK_SPARSE = experts_at("block_sparse_moe.switch_mlp")
 HUNYUAN_MOE = (
     *names("mlp.gate.wg=mlp.gate"),
     *HUNYUAN,
@@ -259,16 +270,16 @@ AFMOE = (
 )
 
 FAMILIES = (
-    Family("mixtral", mixtral, BLOCK_SPARSE),
+    Family("mixtral", mixtral, BLOCK_SPARSE, mlx_rules=MLX_BLOCK_SPARSE),
     Family("qwen2_moe", qwen2_moe, experts() + rules.shared_expert("mlp.shared_expert")),
     Family("qwen3_moe", qwen3_moe, experts()),
     Family("olmoe", olmoe, experts()),
-    Family("phimoe", phimoe, BLOCK_SPARSE),
-    Family("granitemoe", granitemoe, _granite_rules),
-    Family("granitemoeshared", granitemoe, _granite_rules),
+    Family("phimoe", phimoe, BLOCK_SPARSE, mlx_rules=MLX_BLOCK_SPARSE),
+    Family("granitemoe", granitemoe, _granite_rules, mlx_rules=MLX_BLOCK_SPARSE),
+    Family("granitemoeshared", granitemoe, _granite_rules, mlx_rules=MLX_BLOCK_SPARSE),
     Family("ernie4_5_moe", ernie4_5_moe, _ernie_rules),
     Family("hunyuan_v1_moe", hunyuan_v1_moe, HUNYUAN_MOE),
-    Family("dbrx", dbrx, _dbrx_rules),
-    Family("minimax_m2", minimax_m2, MINIMAX),
-    Family("afmoe", afmoe, AFMOE),
+    Family("dbrx", dbrx, _dbrx_rules, mlx_rules=MLX_DBRX),
+    Family("minimax_m2", minimax_m2, MINIMAX, mlx_rules=MLX_BLOCK_SPARSE),
+    Family("afmoe", afmoe, AFMOE, mlx_rules=experts_at("mlp.experts")),
 )

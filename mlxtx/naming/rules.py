@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from mlxtx.naming.map import Rule, rename
@@ -29,6 +30,19 @@ def outer(pairs: str) -> tuple[Rule, ...]:
 def tensor(theirs: str, ours: str, transform: Transform | None = None) -> Rule:
     """One tensor of a layer that is no weight or bias of a module."""
     return Rule((f"{LAYER}.{theirs}",), (f"{LAYER}.{ours}",), transform or Same(), single=True)
+
+
+def mlx_only(*rules: Rule) -> tuple[Rule, ...]:
+    """The rules for names that only published MLX checkpoints have (as mlx-lm 0.32 reads and
+    writes them, in the ``sanitize`` functions of its models)."""
+    return tuple(replace(rule, layout="mlx") for rule in rules)
+
+
+def experts_at(theirs: str, ours: str = "mlp.switch_mlp", *others: str) -> tuple[Rule, ...]:
+    """Stacked experts of a layer under ``theirs`` in MLX checkpoints; ``others`` are more pairs
+    ``a=b``."""
+    pairs = [f"{theirs}.{part}={ours}.{part}" for part in ("gate_proj", "up_proj", "down_proj")]
+    return mlx_only(*names(" ".join([*pairs, *others])))
 
 
 def qkv(theirs: str, decoder: DecoderConfig, *, grouped: bool = False) -> Rule:

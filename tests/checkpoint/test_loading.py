@@ -149,21 +149,21 @@ def test_few_and_many_rows_through_the_cpu_layers_agree(monkeypatch):
             model.layers[0].update(plain.parameters())
             model.set_dtype(half)
             expected = model(x.astype(half))
-            cpu_layers.adapt_to_cpu(model)
+            cpu_layers.adapt_to_cpu(model.modules())
             y = model(x.astype(half))
             assert y.dtype == half and y.shape == (1, 40, 48)
             step = {mx.float32: 1e-5, mx.bfloat16: 4e-2, mx.float16: 6e-3}[half]
             assert mx.abs(y - expected).max().item() < step
     for module in (nn.QuantizedLinear.from_linear(plain), nn.Linear(64, 48)):
         model = nn.Sequential(module)
-        cpu_layers.adapt_to_cpu(model)
+        cpu_layers.adapt_to_cpu(model.modules())
         whole = model(x)
         alone = mx.concatenate([model(x[:, i : i + 1]) for i in range(40)], axis=1)
         assert mx.abs(whole - alone).max().item() < 1e-5
     tied = nn.QuantizedEmbedding(96, 64)
     expected = tied.as_linear(x)
     model = nn.Sequential(tied)
-    cpu_layers.adapt_to_cpu(model)
+    cpu_layers.adapt_to_cpu(model.modules())
     assert mx.abs(model.layers[0].as_linear(x) - expected).max().item() < 1e-4
     assert mx.array_equal(model(mx.array([5])), tied(mx.array([5])))
 
@@ -178,7 +178,7 @@ def test_a_large_weight_is_unpacked_a_piece_at_a_time(fast, monkeypatch):
     weight = mx.dequantize(packed.weight, packed.scales, packed.biases)
     expected = x @ weight.T + plain.bias
     model = nn.Sequential(packed)
-    cpu_layers.adapt_to_cpu(model)
+    cpu_layers.adapt_to_cpu(model.modules())
     model.eval()
     mx.eval(model.parameters(), expected, x)
     mx.synchronize()
@@ -194,7 +194,7 @@ def test_gradients_flow_through_the_cpu_layers():
     """An adapter's gradient passes layers with packed weights, for few and many rows."""
     layer = nn.QuantizedLinear(64, 48, bias=False)
     model = nn.Sequential(layer)
-    cpu_layers.adapt_to_cpu(model)
+    cpu_layers.adapt_to_cpu(model.modules())
     for rows in (1, 30):
         x = mx.random.normal((rows, 64), key=mx.random.key(1))
         weight = mx.dequantize(layer.weight, layer.scales, layer.biases)
