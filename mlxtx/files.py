@@ -113,7 +113,9 @@ def sync_folder(folder: Path) -> None:
 
 def write_error(path: Path, error: OSError) -> MlxtxError:
     """The line for a file that could not be written."""
-    if error.errno == errno.ENOSPC:
-        return MlxtxError(f"the disk is full: {path} was not written; free some space and retry")
     reason = error.strerror or str(error)
+    if disk_full(error):
+        return MlxtxError(
+            f"the disk is full: {path} was not written ({reason}); free some space and retry"
+        )
     return MlxtxError(f"cannot write {path}: {reason}")

@@ -54,6 +54,7 @@ def resolve(
     network, a full disk.
     """
     if str(path_or_repo) == bundled.NAME:
+        _unversioned(bundled.NAME, revision)
         return bundled.bundled_folder()
     if not str(path_or_repo):
         raise MlxtxError("the model's name is empty; give a folder or a Hub id such as owner/name")
@@ -62,6 +63,7 @@ def resolve(
     except RuntimeError:  # ~somebody who is not known here
         path = Path(path_or_repo)
     if os.path.isdir(path):  # which takes any text, however odd
+        _unversioned(f"the folder {path}", revision)
         return _readable(path)
     repo = str(path_or_repo)
     if os.path.exists(path):
@@ -76,6 +78,11 @@ def resolve(
             "can run code); look for a safetensors version of the model"
         )
     return folder
+
+
+def _unversioned(what: str, revision: str | None) -> None:
+    if revision is not None:
+        raise MlxtxError(f"{what} has no revisions, only a Hub id has; leave out {revision!r:.80}")
 
 
 def _readable(folder: Path) -> Path:

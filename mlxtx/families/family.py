@@ -13,6 +13,8 @@ from mlxtx.families.common import HubConfig
 from mlxtx.naming.map import SAVED_BUFFERS, Drop, NameMap, Rule
 
 _NONSENSE = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, StopIteration)
+# Embedding models on Llama's block are saved without the outer module's name.
+BARE = (r"^(embed_tokens|layers|norm)\.", r"model.\1.")
 Rules = tuple[Rule, ...] | Callable[[DecoderConfig], tuple[Rule, ...]]
 
 
@@ -79,5 +81,5 @@ class Family:
         return NameMap(
             (*mlx, *own),
             drops=(*SAVED_BUFFERS, *self.drops),
-            aliases=self.aliases,
+            aliases=(*self.aliases, BARE),
         )

@@ -163,6 +163,12 @@ def test_a_folder_is_itself(tmp_path):
     assert resolve(tmp_path) == tmp_path
 
 
+def test_only_a_repository_has_revisions(tmp_path):
+    for name in (str(tmp_path), "bundled"):
+        with pytest.raises(MlxtxError, match=f"{name} has no revisions.* leave out 'v1'"):
+            resolve(name, "v1")
+
+
 @pytest.mark.parametrize("name", ["", "~nobody that is known/x", "x" * 5000, "a\0b"])
 def test_a_name_that_cannot_be_is_one_line(name):
     with pytest.raises(MlxtxError, match="Hub id"):

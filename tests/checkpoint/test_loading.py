@@ -45,6 +45,19 @@ def quantize(folder, out, quantization: Quantization, overrides=None, skip=()):
     (out / "config.json").write_text(json.dumps(config))
 
 
+def test_names_without_the_outer_module(tmp_path):
+    """As a model without a head is saved: the head is tied to the embeddings."""
+    write_llama(tmp_path / "whole", tie_word_embeddings=True)
+    write_llama(tmp_path / "bare", tie_word_embeddings=True)
+    weights = mx.load(str(tmp_path / "bare" / "model.safetensors"))
+    assert all(name.startswith("model.") for name in weights)
+    mx.save_safetensors(
+        str(tmp_path / "bare" / "model.safetensors"),
+        {name.removeprefix("model."): array for name, array in weights.items()},
+    )
+    assert np.array_equal(logits(tmp_path / "bare"), logits(tmp_path / "whole"))
+
+
 def dequantized(folder, out, quantization, overrides=None, skip=()):
     """The same weights after a trip through the packing, stored plainly."""
     out.mkdir()
