@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -242,10 +243,21 @@ class ChatSession:
         self.template = dict(template or {})
         self.session = model.session(kv)
         self.messages: list[dict[str, Any]] = []
+        self._answering: Callable[[], Generator[Event, None, None] | None] = lambda: None
 
     def stream(self, text: str, **options: Any) -> Iterator[Event]:
-        """Adds the user's ``text`` and streams the answer; what arrived is kept, however it ends."""
-        self.messages.append({"role": "user", "content": text})
+        """Adds the user's ``text`` and streams the answer; what arrived is kept, however it ends.
+        An answer that was left and is still held somewhere ends here."""
+        left = self._answering()
+        if left is not None:
+            left.close()
+        answer = self._answer(text, options)
+        self._answering = weakref.ref(answer)
+        return answer
+
+    def _answer(self, text: str, options: dict[str, Any]) -> Generator[Event, None, None]:
+        question = {"role": "user", "content": text}
+        self.messages.append(question)
         parts: list[str] = []
         finished = False
         try:
@@ -259,10 +271,12 @@ class ChatSession:
                 finished = finished or isinstance(event, Done)
                 yield event
         finally:
-            if parts or finished:
-                self.messages.append({"role": "assistant", "content": "".join(parts)})
-            else:
-                self.messages.pop()
+            # The messages may have been changed meanwhile: the answer belongs to its question.
+            at = next((n for n, m in enumerate(self.messages) if m is question), None)
+            if at is not None and (parts or finished):
+                self.messages.insert(at + 1, {"role": "assistant", "content": "".join(parts)})
+            elif at is not None:
+                del self.messages[at]
 
     def _system(self) -> list[dict[str, Any]]:
         return [{"role": "system", "content": self.system}] if self.system else []

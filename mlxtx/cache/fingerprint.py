@@ -11,13 +11,17 @@ SAMPLES = 64  # numbers of each parameter
 
 
 def fingerprint(model: Any) -> str:
-    """A hash over the model's config and over each parameter's name, shape, dtype and a sample of
-    numbers spread over it. Another revision, an adapter or another quantization changes it; the
+    """A hash over the model's config, how each adapter is applied, and each parameter's name, shape,
+    dtype and a sample of numbers spread over it. Another revision, an adapter or another quantization changes it; the
     whole of the weights is not read. ``model`` is a ``DecoderModel`` with its weights."""
     from mlx.utils import tree_flatten
 
     digest = hashlib.sha256(repr(model.config).encode())
     parameters: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
+    for name, module in sorted(model.named_modules()):
+        how = getattr(module, "how", None)  # an adapter's scale is no parameter
+        if how is not None:
+            digest.update(f"{name} {how};".encode())
     samples = []
     for name, array in sorted(parameters.items()):
         digest.update(f"{name} {array.shape} {array.dtype};".encode())

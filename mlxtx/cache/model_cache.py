@@ -19,6 +19,11 @@ class Mark:
     offset: int
     rings: dict[int, RowsCache]
 
+    @property
+    def nbytes(self) -> int:
+        """What the mark may come to hold: its rings are shared only until the cache goes on."""
+        return sum(ring.nbytes for ring in self.rings.values())
+
 
 class ModelCache:
     """A sequence of layer caches. ``offset`` counts the tokens of a row, padding included.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from mlxtx.cache.model_cache import Mark, ModelCache
 
 MARKS = 16
+MARK_BYTES = 256 << 20  # of all marks; the newest may have more, for it is the likeliest
 Find = Callable[[Sequence[int]], tuple[ModelCache, list[int]] | None]
 
 
@@ -47,7 +48,7 @@ class ReusedCache:
         """Makes the cache hold the beginning of ``prompt``; how many of its tokens that is. At
         least one token is left to feed, for its logits."""
         if self.cache.offset and (not self._marks or self._marks[-1].offset < self.cache.offset):
-            self._marks = [*self._marks[-MARKS + 1 :], self.cache.mark()]
+            self._marks = _affordable([*self._marks[-MARKS + 1 :], self.cache.mark()])
         kept, mark = self._way_back(prompt)
         if not kept:
             self.reset()
@@ -71,3 +72,14 @@ class ReusedCache:
             return kept, None
         marks = [mark for mark in self._marks if 0 < mark.offset <= kept]
         return (marks[-1].offset, marks[-1]) if marks else (0, None)
+
+
+def _affordable(marks: Sequence[Mark]) -> list[Mark]:
+    """The newest marks, as many as may be kept: a wide window makes each of them large."""
+    total, kept = 0, len(marks) - 1
+    for number in range(len(marks) - 1, -1, -1):
+        total += marks[number].nbytes
+        if total > MARK_BYTES:
+            break
+        kept = number
+    return list(marks[kept:])

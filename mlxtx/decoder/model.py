@@ -71,6 +71,8 @@ class Decoder(nn.Module):
 class DecoderModel(nn.Module):
     """A decoder with its language-model head: tokens [B, T] -> logits [B, T, V]."""
 
+    weights_version = 0  # counts up when other weights are put on: what caches hold is stale then
+
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self._config = config

@@ -232,6 +232,7 @@ class Generation:
         self.model = model
         self.seeds = seeds
         self.session = session
+        self._turn = -1
         self.rows = [_Row(tokenizer, prompt, options) for prompt in prompts]
         self.reused = 0
 
@@ -246,13 +247,20 @@ class Generation:
         except GeneratorExit:
             raise
         except BaseException:
-            if self.session is not None:  # half a step may be in it
-                self.session.reset()
+            session = self._own_session()
+            if session is not None:  # half a step may be in it
+                session.reset()
             raise
+
+    def _own_session(self) -> Session | None:
+        """The session, unless it was given another prompt since."""
+        session = self.session
+        return session if session is not None and session.turn == self._turn else None
 
     def _run(self) -> Iterator[tuple[int, Event]]:
         options, prompts = self.options, [row.prompt for row in self.rows]
         if self.session is not None:
+            self._turn = self.session.turn + 1
             self.reused = self.session.start(prompts[0])
             self._cache = self.session.cache
         else:
@@ -270,11 +278,15 @@ class Generation:
         for step in steps:
             if isinstance(step, Prefill):
                 yield 0, step
-                continue
-            self._clock.step()
-            yield from self._take(step)
-            if all(row.reason for row in self.rows):
-                break
+            else:
+                self._clock.step()
+                yield from self._take(step)
+                if all(row.reason for row in self.rows):
+                    break
+            if self.session is not None and self._own_session() is None:
+                raise MlxtxError(
+                    "the session was given another prompt meanwhile; this answer can't go on"
+                )
         full = all(row.reason or len(row.tokens) >= options.max_tokens for row in self.rows)
         for index, row in enumerate(self.rows):
             if row.reason is None:

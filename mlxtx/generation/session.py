@@ -24,6 +24,8 @@ class Session(ReusedCache):
     ) -> None:
         self.model = model
         self.kv = kv
+        self.turn = 0  # counts prompts: an answer to an earlier one can't go on
+        self._weights = model.weights_version
         self._regime = 0
         # Saved caches were made at one length; other regimes have other keys.
         regular = find and (lambda prompt: None if self._regime else find(prompt))
@@ -31,12 +33,13 @@ class Session(ReusedCache):
 
     def start(self, prompt: Sequence[int]) -> int:
         """Tokens of ``prompt`` that need not be fed again: all but the last at most."""
+        self.turn += 1
         regime = rope_regime(self.model.config, len(prompt))
-        if regime != self._held():
+        if regime != self._held() or self._weights != self.model.weights_version:
             self.reset()
         elif regime != self._regime:  # marks were set before the text was fed anew
             self._marks.clear()
-        self._regime = regime
+        self._regime, self._weights = regime, self.model.weights_version
         return super().start(prompt)
 
     def _held(self) -> int:

@@ -231,6 +231,7 @@ class Adapters:
         self._whole, self.active = {}, name
         if name is not None:
             self._whole = put_on(self.model, self._kept[name])
+        self.model.weights_version += 1
         self.model.eval()
 
 

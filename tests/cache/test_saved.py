@@ -140,6 +140,18 @@ def test_the_fingerprint_tells_models_apart():
     assert fingerprint(model) != mark
 
 
+def test_the_fingerprint_holds_the_scale_of_an_adapter():
+    from mlxtx.tuning.lora import LowRank
+    from mlxtx.tuning.targets import add_adapters
+
+    marks = []
+    for scale in (1.0, 1.0, 2.0):
+        model = tiny_model()
+        add_adapters(model, {"model.layers.1.self_attn.q_proj": LowRank(rank=2, scale=scale)})
+        marks.append(fingerprint(model))
+    assert marks[0] == marks[1] != marks[2]
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_full_disk_keeps_the_old_file(number, tmp_path, monkeypatch):
     from mlxtx.checkpoint import safetensors
@@ -200,6 +212,26 @@ def test_a_prefix_is_found_and_used(tmp_path):
     assert store.find([49 - t for t in TOKENS], model, fingerprint=mark) is None
     found = store.find(TOKENS, model, fingerprint=mark, kv="k8v8g32")
     assert found is not None and len(found[1]) == 70
+
+
+def test_marks_of_a_wide_window_stay_within_their_bytes(monkeypatch):
+    model = tiny_model(*KINDS["windows"])
+    reused = ReusedCache(model.make_cache)
+
+    def turns(count):
+        reused.reset()
+        for turn in range(1, count + 1):
+            prompt = TOKENS[: 6 * turn]
+            kept = reused.start(prompt)
+            mx.eval(model(mx.array([prompt[kept:]]), reused.cache))
+        return [mark.nbytes for mark in reused._marks]
+
+    sizes = turns(10)
+    assert len(sizes) == 9 and min(sizes) > 0
+    monkeypatch.setattr("mlxtx.cache.reuse.MARK_BYTES", sum(sizes[-3:]))
+    assert turns(10) == sizes[-3:]
+    monkeypatch.setattr("mlxtx.cache.reuse.MARK_BYTES", 0)
+    assert turns(10) == sizes[-1:]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mlx.core as mx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -86,6 +87,56 @@ def test_a_session_is_for_one_conversation(model):
         model._generation([[1], [2]], session=model.session())
 
 
+def test_an_answer_that_was_left_cannot_go_on_in_its_session(model):
+    """Its tokens would go into the rows of the prompt that came after it."""
+    session = model.session()
+    left = model.stream([5, 6, 7, 8], session=session, max_tokens=10)
+    for _ in range(4):
+        next(left)
+    later = [5, 6, 7, 8, 9, 10]
+    model.generate(later, session=session, max_tokens=5)
+    with pytest.raises(MlxtxError, match="another prompt"):
+        next(left)
+    assert len(session.tokens) == 11
+    more = [*session.tokens, 3]
+    again = model.generate(more, session=session, max_tokens=8)
+    assert again.stats.reused_tokens == 10
+    assert again.tokens == model.generate(more, max_tokens=8).tokens
+
+
+def test_another_adapter_makes_a_kept_cache_stale(tmp_path):
+    from mlxtx.decoder.model import DecoderModel
+    from mlxtx.families import family_for
+    from mlxtx.tuning import Adapters
+    from mlxtx.tuning.adapters import adapter_of, save_adapter
+    from mlxtx.tuning.lora import LowRank
+    from mlxtx.tuning.targets import add_adapters, remove_adapters
+    from mlxtx.tuning.trees import named, nested
+
+    plain = tiny_language_model()
+    inner = DecoderModel(family_for(plain.config).decoder_config(plain.config))
+    inner.update(plain.model.parameters())
+    model = LanguageModel(inner, plain.tokenizer, plain.config)
+    add_adapters(inner, {"model.layers.0.mlp.down_proj": LowRank(rank=2, scale=8.0)})
+    mx.random.seed(0)
+    weights = named(inner.trainable_parameters())
+    random = {n: mx.random.normal(a.shape) for n, a in weights.items() if "lora" in n}
+    inner.update(nested(random))
+    save_adapter(adapter_of(inner), tmp_path, 2)
+    remove_adapters(inner)
+    adapters = Adapters(inner, plain.config)
+    adapters.load(tmp_path, "other")
+    session = model.session()
+    prompt = list(range(5, 25))
+    model.generate(prompt, session=session, max_tokens=2)
+    adapters.use("other")
+    after = model.generate([*prompt, 3], session=session, max_tokens=8)
+    assert after.stats.reused_tokens == 0
+    assert after.tokens == model.generate([*prompt, 3], max_tokens=8).tokens
+    kept = model.generate([*prompt, 3, 4], session=session, max_tokens=2)
+    assert kept.stats.reused_tokens == 21
+
+
 SCALED = {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}, "max_position_embeddings": 16}
 
 
@@ -149,6 +200,30 @@ def test_leaving_a_turn_keeps_its_text(model):
 
     gc.collect()  # the generator is closed, as when a caller walks away
     assert [message["role"] for message in chat.messages] == ["user", "assistant"]
+
+
+def test_an_answer_left_and_still_held_ends_with_the_next_message(model):
+    chat = model.chat()
+    left = chat.stream("Hello", max_tokens=20)
+    for _ in range(5):
+        next(left)
+    list(chat.stream("More", max_tokens=4))
+    assert list(left) == []
+    assert [message["role"] for message in chat.messages] == ["user", "assistant"] * 2
+    fresh = model.generate(chat.messages[:3], max_tokens=4)
+    assert chat.messages[3]["content"] == fresh.text
+
+
+def test_messages_taken_away_in_the_middle_of_an_answer(model):
+    chat = model.chat()
+    for _ in chat.stream("Hello", max_tokens=3):
+        chat.reset()
+    assert chat.messages == []
+    left = chat.stream("Hello", max_tokens=3)
+    next(left)
+    chat.reset()
+    left.close()
+    assert chat.messages == []
 
 
 def test_a_turn_that_fails_is_forgotten(model):
