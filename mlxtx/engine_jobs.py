@@ -126,9 +126,10 @@ def _generate(job: engine.Generate, running: Running) -> Done:
     model = _model(running)
     options = dict(job.options)
     kv = options.pop("kv", None)
-    session = running.state.get("session")
-    if session is None or session.kv != kv:
-        session = running.state["session"] = model.session(kv)
+    asked, session = running.state.get("session", (None, None))
+    if session is None or asked != kv:
+        session = model.session(kv)
+        running.state["session"] = kv, session
     prompt: Any = job.messages
     if job.goes_on:
         prompt = model.encode(job.messages[:-1], **options.pop("template", {}))

@@ -170,11 +170,12 @@ class LanguageModel:
 
         ``seed`` may be a list, one for each prompt.
         """
-        if not len(prompts):
-            return []
         if isinstance(prompts, str):
             raise MlxtxError("generate_batch takes a list of prompts; for one there is generate")
-        seeds = [seed] * len(prompts) if seed is None or isinstance(seed, int) else list(seed)
+        prompts = list(prompts)
+        if not prompts:
+            return []
+        seeds = list(seed) if isinstance(seed, Iterable) else [seed] * len(prompts)
         if len(seeds) != len(prompts):
             raise MlxtxError(f"{len(seeds)} seeds were given for {len(prompts)} prompts")
         for one in seeds:

@@ -6,6 +6,7 @@ for settings and data together; without it they go where the platform keeps such
 
 from __future__ import annotations
 
+import datetime
 import os
 import re
 import tomllib
@@ -215,10 +216,17 @@ def save_setting(table: str, name: str, value: Any, path: Path | None = None) ->
     ``value`` None removes it. A file that is no TOML is kept beside as ``settings.toml.broken``.
     Raises MlxtxError when the file can't be written.
     """
+    from mlxtx.files import locked
+
+    path = (path or settings_path()).resolve()  # a link stays one
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.parent):  # two apps may change two settings at once
+        _save(table, name, value, path)
+
+
+def _save(table: str, name: str, value: Any, path: Path) -> None:
     from mlxtx.files import write_text_atomic
 
-    path = path or settings_path()
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         text = path.read_text("utf-8") if path.exists() else ""
         before = tomllib.loads(text)
@@ -251,11 +259,13 @@ def _with_value(values: dict[str, Any], table: str, name: str, value: Any) -> di
 
 def _edit(text: str, table: str, name: str, value: Any) -> str:
     """``text`` with the one line of ``name`` in ``table`` changed, added or removed."""
-    lines = text.splitlines()
+    lines = text.removesuffix("\n").split("\n") if text else []
     headers = [i for i, line in enumerate(lines) if line.lstrip().startswith("[")]
     start, end = 0, headers[0] if headers else len(lines)
     if table:
-        at = next((i for i in headers if lines[i].strip() == f"[{table}]"), None)
+        names = f"(?:{re.escape(table)}|{re.escape(_quote(table))})"
+        header = re.compile(rf"\s*\[\s*{names}\s*\]\s*(?:#.*)?")
+        at = next((i for i in headers if header.fullmatch(lines[i])), None)
         if at is None:
             lines += ["", f"[{table}]"] if lines else [f"[{table}]"]
             start = end = len(lines)
@@ -299,4 +309,8 @@ def _toml(value: Any) -> str:
         return _quote(value)
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_key(key)} = {_toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
     return repr(value)

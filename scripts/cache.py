@@ -56,6 +56,7 @@ def build_prefix(store: Any, args: argparse.Namespace) -> None:
     from mlxtx.cache.reuse import common_prefix
     from mlxtx.errors import MlxtxError
     from mlxtx.generation.loop import prefill
+    from mlxtx.generation.session import shared_limit
     from mlxtx.language_model import load
 
     path = args.text or args.system
@@ -73,6 +74,12 @@ def build_prefix(store: Any, args: argparse.Namespace) -> None:
         tokens = chats[0][: common_prefix(*chats)]
     else:
         tokens = loaded.encode(text)
+    longest = shared_limit(loaded.model.config)
+    if not 0 < len(tokens) <= longest:
+        raise MlxtxError(
+            f"{path} comes to {len(tokens):,} tokens; a beginning that this model's prompts can"
+            f" share has from 1 to {longest:,}"
+        )
     session = loaded.session(args.kv)
     for _ in prefill(loaded.model, [tokens], session.cache, chunk=loaded.prefill_chunk):
         pass

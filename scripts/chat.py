@@ -122,7 +122,7 @@ class Loop:
                 print(inert(self.command(text)))
             else:
                 self.answer(text)
-        except MlxtxError as error:
+        except Exception as error:
             print(one_line(error), file=sys.stderr)
 
     def answer(self, text: str) -> str:

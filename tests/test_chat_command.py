@@ -111,3 +111,12 @@ def test_ctrl_c_ends_an_answer_not_the_chat(tmp_path):
     terminal.until("> ")  # before, the key would belong to the line discipline
     terminal.type("\x04")
     assert terminal.leave() == 0
+
+
+@pytest.mark.parametrize("line", ["/save .", "/save ~nobody-of-this-name/x", "/save a\0b", "/x"])
+def test_no_command_ends_the_loop(line, capsys):
+    from mlxtx.scripts.chat import Loop
+
+    Loop(tiny_language_model().chat(), {}, stats=False).take(line)
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.startswith("mlxtx: ") and shown.err.count("\n") == 1

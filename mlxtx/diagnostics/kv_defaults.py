@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mlxtx.cache.settings import parse_kv
 from mlxtx.errors import MlxtxError
-from mlxtx.files import write_json_atomic
+from mlxtx.files import locked, write_json_atomic
 from mlxtx.settings import data_folder
 
 
@@ -41,5 +41,6 @@ def store_default_kv(model: str | Path, kv: str) -> Path:
     """Remembers ``kv`` for the model; returns the file."""
     path = _file()
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json_atomic(path, {**_all(), _key(model): str(parse_kv(kv))})
+    with locked(path.parent):
+        write_json_atomic(path, {**_all(), _key(model): str(parse_kv(kv))})
     return path

@@ -136,6 +136,9 @@ class _Row:
         self.ends = frozenset() if options.ignore_end else tokenizer.eos_ids
         self.stream = tokenizer.stream()
         self.stops = StopStrings(options.stops)
+        # Special tokens are no text, so a stop string that spells one has to be seen as its id.
+        named = {tokenizer.id_of(stop) for stop in self.stops.stops}
+        self.stop_tokens = named & tokenizer.pieces.special
         self.tokens: list[int] = []
         self.logprobs: list[TokenLogprob] = []
         self.parts: list[str] = []
@@ -148,8 +151,8 @@ class _Row:
         if logprob:
             self.logprobs.append(logprob)
         value = logprob.logprob if logprob else None
-        if token in self.ends:
-            self.reason = "stop"
+        if token in self.ends or token in self.stop_tokens:
+            self.reason = "stop" if token in self.ends else "stop_string"
             return Delta(text="", token=token, logprob=value)
         text = self._show(self.stops.push(self.stream.push(token)))
         if self.stops.found is not None:

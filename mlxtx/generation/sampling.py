@@ -16,6 +16,8 @@ import mlx.core as mx
 
 from mlxtx.errors import MlxtxError
 
+COLDEST = 1e-30  # below it logits would overflow; the likeliest token is certain long before
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -98,7 +100,7 @@ class Sampler:
             tokens = mx.argmax(logits, axis=-1)
         else:
             # argmax(log p + Gumbel noise) is a draw from p.
-            kept = keep_likely(logits / self.sampling.temperature, self.sampling)
+            kept = keep_likely(logits / max(self.sampling.temperature, COLDEST), self.sampling)
             tokens = mx.argmax(kept + self._noise(logits.shape[-1]), axis=-1)
         self._remember(tokens)
         return tokens

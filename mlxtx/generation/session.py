@@ -64,6 +64,13 @@ def rope_regime(config: DecoderConfig, length: int) -> int:
     return regime
 
 
+def shared_limit(config: DecoderConfig) -> int:
+    """The longest beginning whose keys any longer text of regime 0 can share."""
+    scalings = (getattr(getattr(b.attention, "rope", None), "scaling", None) for b in config.blocks)
+    lengths = (s.original_context for s in scalings if s and s.depends_on_length)
+    return min(context_limit(config), *lengths, config.refeed_beyond or context_limit(config))
+
+
 def context_limit(config: DecoderConfig) -> int:
     """The longest sequence in tokens: the configured context, or what a RoPE scaling makes of it.
 

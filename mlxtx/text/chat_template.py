@@ -54,7 +54,9 @@ class ChatTemplate:
         import jinja2
 
         source = self.choose(name, tools)
-        given = _plain({"messages": list(messages), "tools": tools, **variables})
+        # Templates are written against transformers, where these two are always defined.
+        always = {"tools": tools, "documents": None}
+        given = _plain({"messages": list(messages), **always, **variables})
         _budget.steps = _MOST_STEPS
         try:
             return _compile(source).render(add_generation_prompt=add_generation_prompt, **given)
@@ -72,7 +74,7 @@ class ChatTemplate:
 
 def plain_transcript(messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
     """What stands in where a checkpoint has no template: "role: content" lines."""
-    lines = [f"{message['role']}: {message['content']}\n" for message in messages]
+    lines = [f"{message['role']}: {message.get('content') or ''}\n" for message in messages]
     return "".join(lines) + ("assistant:" if add_generation_prompt else "")
 
 

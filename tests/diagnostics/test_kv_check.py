@@ -12,6 +12,7 @@ from mlxtx.diagnostics.kv_check import bytes_per_token, check_kv, smallest_withi
 from mlxtx.diagnostics.kv_defaults import default_kv, store_default_kv
 from mlxtx.errors import MlxtxError
 from mlxtx.language_model import load
+from mlxtx.tiny_model import write_tiny_model
 from scripts.cache import main as cache_command
 from scripts.kv_check import main as kv_check_command
 from tests.cache.tiny_models import KINDS, tiny_model
@@ -109,6 +110,21 @@ def test_a_prefix_is_built_listed_used_and_deleted(capsys, tmp_path):
     capsys.readouterr()
     cache_command(["list"])
     assert capsys.readouterr().out.startswith("0.0 MB of")
+
+
+def test_a_prefix_longer_than_prompts_can_share_is_refused(tmp_path):
+    """Behind the trained context dynamic scaling turns all keys by angles of that length."""
+    folder = write_tiny_model(
+        tmp_path / "model",
+        rope_scaling={"rope_type": "dynamic", "factor": 4.0},
+        max_position_embeddings=64,
+    )
+    text = tmp_path / "text.txt"
+    text.write_text("Answer kindly. " * 30)
+    with pytest.raises(MlxtxError, match="from 1 to 64"):
+        cache_command(["build", str(folder), "--text", str(text)])
+    text.write_text("Answer kindly.")
+    assert cache_command(["build", str(folder), "--text", str(text)]) == 0
 
 
 def test_a_model_that_does_not_fit_is_not_loaded(monkeypatch):

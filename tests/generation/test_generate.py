@@ -126,6 +126,17 @@ def test_a_stop_string_across_tokens_is_cut_out(model, length):
     assert events[-1].reason == "stop_string"
 
 
+def test_a_stop_string_that_spells_a_special_token_stops(model):
+    user = model.tokenizer.id_of("<|user|>")
+    options = {"max_tokens": 6, "logit_bias": {user: 100.0}}
+    completion = model.generate(PROMPT, stop=["x", "<|user|>"], **options)
+    assert (completion.tokens, completion.text) == ([user], "")
+    assert completion.finish_reason == "stop_string"
+    end = min(model.tokenizer.eos_ids)
+    ended = model.generate(PROMPT, stop=model.tokenizer.pieces.piece(end), logit_bias={end: 100.0})
+    assert ended.finish_reason == "stop"
+
+
 def test_deltas_join_to_the_text_and_come_one_a_token(model):
     events = list(model.stream(PROMPT, max_tokens=9, temperature=3.0, seed=5))
     deltas = [event for event in events if isinstance(event, Delta)]
@@ -221,6 +232,12 @@ def test_none_stands_for_the_default_and_numpy_counts(model):
     wanted = model.generate(PROMPT, max_tokens=4, logit_bias={9: -50.0}).tokens
     given = {"max_tokens": np.int64(4), "logit_bias": {"9": np.float32(-50)}}
     assert model.generate(PROMPT, **{**unset, **given}).tokens == wanted
+    one = model.generate_batch([PROMPT], seed=7, temperature=1.0, max_tokens=3)[0].tokens
+    batch = (prompt for prompt in (PROMPT, PROMPT))
+    for given in model.generate_batch(batch, seed=np.int64(7), temperature=1.0, max_tokens=3):
+        assert given.tokens == one
+    with pytest.raises(MlxtxError, match="seed must be a whole number"):
+        model.generate_batch([PROMPT], seed=7.5)
     ids = model.encode(PROMPT)
     for prompt in (np.array(ids), mx.array(ids), tuple(ids)):
         assert model.generate(prompt, max_tokens=4, logit_bias={9: -50.0}).tokens == wanted

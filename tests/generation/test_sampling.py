@@ -129,6 +129,12 @@ def test_draws_follow_the_distribution(temperature):
     assert ((seen - count * wanted) ** 2 / (count * wanted)).sum() < 16.3
 
 
+@pytest.mark.parametrize("more", [{}, {"top_p": 0.9}, {"top_k": 2}, {"min_p": 0.1}])
+def test_next_to_no_temperature_takes_the_likeliest(more):
+    seen = draws(Sampling(temperature=1e-42, **more), [2.0, 1.0, 3.0, -1.0], 20)
+    assert seen.tolist() == [0, 0, 20, 0]
+
+
 def test_filtered_tokens_are_never_drawn():
     seen = draws(Sampling(temperature=5.0, top_k=2), [2.0, 1.0, 0.0, -1.0], 1000)
     assert seen[2:].sum() == 0 and (seen[:2] > 300).all()

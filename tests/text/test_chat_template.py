@@ -153,6 +153,13 @@ def test_variables_reach_the_template():
     assert render(source, bos_token="<s>", enable_thinking=True) == "<s>onTrue"
 
 
+def test_documents_are_none_unless_given():
+    source = "{% if documents is not none %}{{ documents[0].text }}{% else %}none{% endif %}"
+    assert render(source) == "none"
+    assert render(source, documents=[{"text": "a page"}]) == "a page"
+
+
 def test_plain_transcript():
+    assert plain_transcript([{"role": "assistant", "tool_calls": []}], False) == "assistant: \n"
     assert plain_transcript(MESSAGES[:1]) == "system: Be brief.\nassistant:"
     assert plain_transcript(MESSAGES[:1], False) == "system: Be brief.\n"

@@ -100,6 +100,14 @@ def test_the_next_turn_reads_only_what_is_new(desk: Desk, model: Path) -> None:
     assert desk.text() == said
 
 
+def test_the_next_turn_reuses_a_cache_whose_setting_was_looked_up(desk: Desk, model: Path) -> None:
+    loaded(desk, model)
+    options = {"max_tokens": 4, "kv": "auto"}
+    desk.run(Generate(messages=HELLO, options=options))
+    events = desk.run(Generate(messages=HELLO, options=options))
+    assert isinstance(events[-1], Done) and events[-1].stats.reused_tokens > 0
+
+
 def test_a_reply_goes_on_where_it_ended(desk: Desk, model: Path) -> None:
     loaded(desk, model)
     whole = desk.text(options={"max_tokens": 16})

@@ -88,6 +88,56 @@ def test_saving_leaves_every_other_line_as_it_was(tmp_path: Path) -> None:
     assert "top_k" not in path.read_text()
 
 
+@pytest.mark.parametrize("header", ["[sampling] # warm", "[ sampling ]", '["sampling"]'])
+def test_saving_under_a_header_written_in_another_way(tmp_path: Path, header: str) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text(f"# mine\u2028still mine\n{header}\ntop_k = 3\n")
+    save_setting("sampling", "temperature", 0.5, path)
+    assert path.read_text() == (f"# mine\u2028still mine\n{header}\ntop_k = 3\ntemperature = 0.5\n")
+
+
+def test_saving_a_preset_leaves_every_other_line(tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text("# mine\n[presets.pirate]\nsystem = 'Arr.'\n")
+    save_setting("presets", "brief", {"system": "Short.\n", "top_k": 4}, path)
+    assert path.read_text().startswith("# mine\n[presets.pirate]\nsystem = 'Arr.'\n")
+    assert load_settings(path)[0].presets == {
+        "pirate": Preset("Arr."),
+        "brief": Preset("Short.\n", {"top_k": 4}),
+    }
+
+
+def test_nothing_of_a_file_written_afresh_is_lost(tmp_path: Path) -> None:
+    """Values of kinds that no setting has are kept as they are."""
+    path = tmp_path / "settings.toml"
+    text = "sampling.top_k = 3\nborn = 2020-01-02\nat = 2020-01-02T10:00:00Z\nt = 10:00:00\n"
+    text += "[[extra]]\na = {b = 1, 'c d' = [1.5]}\n"
+    path.write_text(text)
+    save_setting("sampling", "temperature", 0.5, path)
+    wanted = tomllib.loads(text)
+    wanted["sampling"]["temperature"] = 0.5
+    assert tomllib.loads(path.read_text()) == wanted
+
+
+def test_settings_saved_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    path = tmp_path / "settings.toml"
+    names = [f"action{number}" for number in range(40)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda name: save_setting("keys", name, "f9", path), names))
+    assert load_settings(path)[0].keys == dict.fromkeys(names, "f9")
+
+
+def test_a_link_to_the_settings_stays_a_link(tmp_path: Path) -> None:
+    path, real = tmp_path / "settings.toml", tmp_path / "dotfiles.toml"
+    real.write_text("plain = true\n")
+    path.symlink_to(real)
+    save_setting("", "theme", "nord", path)
+    assert path.is_symlink()
+    assert tomllib.loads(real.read_text()) == {"plain": True, "theme": "nord"}
+
+
 def test_saving_in_a_layout_the_editor_does_not_know(tmp_path: Path) -> None:
     path = tmp_path / "settings.toml"
     path.write_text('sampling.temperature = 1.0\nkeys = {"chat.new" = "f9"}\n')
