@@ -65,12 +65,18 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--random", choices=["float32", "bfloat16", "float16", "4bit"])
     parser.add_argument("--config", type=Path, metavar="FILE", help="for --random")
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"])
-    parser.add_argument("--prompt-lengths", default="512,2048", metavar="N,N")
-    parser.add_argument("--new-tokens", type=int, default=64, metavar="N")
-    parser.add_argument("--kv", default="plain", metavar="NAME,NAME", help="plain, k8v8g64 ...")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N")
+    parser.add_argument(
+        "--prompt-lengths", default="512,2048", metavar="N,N", help="tokens (512,2048)"
+    )
+    parser.add_argument("--new-tokens", type=int, default=64, metavar="N", help="after each (64)")
+    parser.add_argument(
+        "--kv", default="plain", metavar="NAME,NAME", help="caches: k8v8g64 ... (plain)"
+    )
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="(3)")
     parser.add_argument("--against", choices=["mlx-lm"])
-    parser.add_argument("--peer-python", default=sys.executable, metavar="PYTHON")
+    parser.add_argument(
+        "--peer-python", default=sys.executable, metavar="PYTHON", help="has mlx-lm"
+    )
     parser.add_argument("--startup", action="store_true", help="only the time to start")
     parser.add_argument("--json", action="store_true", help="every figure of every round")
     return parser.parse_args(argv)

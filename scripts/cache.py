@@ -19,7 +19,7 @@ from mlxtx.command_line import Parser
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="mlxtx cache", description="Keep the caches of long prompts on disk.")
     parser.add_argument("--folder", type=Path, help="where they lie (the platform's cache folder)")
-    parser.add_argument("--budget", type=float, metavar="GB", help="bytes in all, oldest out first")
+    parser.add_argument("--budget", type=float, metavar="GB", help="in all (8), oldest out first")
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="read a text once and keep what was computed")
     build.add_argument("model", help="a folder or a Hub id")

@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--chat", action="store_true", help="ask through the chat template")
     made.add_argument("--loss-on", default="assistant", help="all, assistant or last (assistant)")
     made.add_argument("--max-length", type=int, default=2048, metavar="N", help="tokens (2048)")
-    made.add_argument("--batch-size", type=int, default=4, metavar="N")
+    made.add_argument("--batch-size", type=int, default=4, metavar="N", help="samples (4)")
     made.add_argument("--json", action="store_true", help="print the figures as JSON")
     return made
 

@@ -22,11 +22,21 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--model", "-m", required=True, metavar="PATH_OR_ID")
     made.add_argument("--adapter", required=True, metavar="FOLDER")
-    made.add_argument("--out", "-o", default="fused", metavar="FOLDER")
-    made.add_argument("--data", metavar="PATH", help="held-out text to measure on")
+    made.add_argument("--out", "-o", default="fused", metavar="FOLDER", help="(fused)")
+    made.add_argument(
+        "--data", metavar="PATH", help="held-out text to measure on (a few sentences)"
+    )
     made.add_argument("--dequantize", action="store_true", help="write all weights unpacked")
-    made.add_argument("--bits", metavar="N", help="for the adapted layers: 4, 5, 6, 8 or auto")
-    made.add_argument("--keep", type=float, default=0.95, metavar="PART", help="(0.95)")
+    made.add_argument(
+        "--bits", metavar="N", help="for the adapted layers: 2, 3, 4, 5, 6, 8 or auto"
+    )
+    made.add_argument(
+        "--keep",
+        type=float,
+        default=0.95,
+        metavar="PART",
+        help="least part of the adapter to keep (0.95)",
+    )
     made.add_argument("--force", action="store_true", help="write whatever was lost")
     made.add_argument("--revision", help="branch, tag or commit of a Hub repository")
     made.add_argument("--json", action="store_true", help="print the report as JSON")

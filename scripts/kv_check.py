@@ -35,9 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("model", help="a folder or a Hub id")
     parser.add_argument("--text", type=Path, help="a text like those the model will be used on")
-    parser.add_argument("--tokens", type=int, default=1024, help="of the text, at most")
+    parser.add_argument("--tokens", type=int, default=1024, help="of the text, at most (1024)")
     parser.add_argument("--kv", help="settings to compare, separated by commas")
-    parser.add_argument("--loss", type=float, default=None, help="KL allowed, in nats a token")
+    parser.add_argument(
+        "--loss", type=float, default=None, help="KL allowed, in nats a token (0.01)"
+    )
     parser.add_argument("--store", action="store_true", help="make the choice the model's default")
     parser.add_argument("--revision")
     parser.add_argument("--adapter")

@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--model", "-m", required=True, metavar="PATH_OR_ID")
     made.add_argument("--data", required=True, metavar="PATH_OR_ID")
-    made.add_argument("--out", "-o", default="adapters", metavar="FOLDER")
+    made.add_argument("--out", "-o", default="adapters", metavar="FOLDER", help="(adapters)")
     made.add_argument("--resume", action="store_true", help="go on from the state in --out")
     made.add_argument("--dry-run", action="store_true", help="show the data and the plan, and stop")
     made.add_argument("--peft", metavar="FOLDER", help="write the adapter for PEFT too")
@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
         ("alpha", float, "scale is alpha / rank (twice the rank)"),
         ("scale", float, "the scale itself, as mlx-lm counts it"),
         ("dropout", float, "dropout in front of the adapter (0)"),
-        ("layers", int, "only the last N blocks (all)"),
+        ("layers", int, "only the last L blocks (all)"),
         ("adapter-dtype", str, "float32 or bfloat16 (float32)"),
         ("adapter", str, "start from the adapter in this folder"),
     )
@@ -52,7 +52,11 @@ def parser() -> argparse.ArgumentParser:
         ("loss-on", str, "all, assistant (every turn) or last (turn) (assistant)"),
         ("max-length", int, "longest sample in tokens (2048)"),
         ("too-long", str, "what happens to longer ones: cut, drop or error (cut)"),
-        ("validation-part", float, "part of the data kept for validation where it has none (0)"),
+        (
+            "validation-part",
+            float,
+            "part of the training data kept for validation where there is none (0)",
+        ),
     )
     _options(
         made.add_argument_group("training"),
