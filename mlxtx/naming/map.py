@@ -310,8 +310,11 @@ def _in_order(
     for index, template in enumerate(templates):
         have = found.get(index, {})
         if "e" in template.slots:
-            last = max((e for e in have if e is not None), default=0)
-            wanted: list[int | None] = list(range(last + 1))
+            there = {e for e in have if e is not None}
+            # A number far beyond the others lacks more than can be told: the first ones will do.
+            wanted: list[int | None] = [
+                *sorted(there.union(range(min(max(there, default=0), len(there)) + 1)))
+            ]
         else:
             wanted = [None]
         for expert in wanted:

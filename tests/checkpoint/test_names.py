@@ -271,3 +271,10 @@ def test_every_transform_is_its_own_way_back(case):
         assert before.shape == after.shape
         assert mx.array_equal(before, after)
     assert sum(a.size for a in there) == sum(a.size for a in arrays)
+
+
+def test_an_expert_with_a_number_beyond_all_is_told_in_a_moment():
+    rule = Rule(("mlp.experts.{e}.up",), ("mlp.switch_mlp.up",), Stacked())
+    names = {f"mlp.experts.{e}.up.weight": (4, 4) for e in (0, 1, 10**15)}
+    ((have, lack),) = NameMap((rule,)).plan_load(names).incomplete
+    assert have == tuple(names) and lack == ("mlp.experts.2.up.weight", "mlp.experts.3.up.weight")
