@@ -29,6 +29,7 @@ from mlxtx.checkpoint.recipes import NEVER_PACKED, Recipe, make_recipe
 from mlxtx.checkpoint.shards import (
     MAX_SHARD_BYTES,
     ShardWriter,
+    alone,
     journal_of,
     publish,
 )
@@ -126,30 +127,33 @@ def convert(
     layout = stored_layout(job.units)
     key = _key(checkpoint, job, layout)
     _check_space(partial, layout)
-    writer = ShardWriter(
-        partial,
-        layout,
-        key,
-        metadata={"format": "pt" if job.layout == "hf" else "mlx"},
-        limit=max_shard_bytes,
-    )
-    with contextlib.closing(writer):
-        _stream(job, writer, on_event)
-    writer.write_index(parameters(job.units))
-    write_json_atomic(partial / "config.json", job.config)
-    copy_companions(folder, partial)
-    result = Conversion(
-        target,
-        writer.tensor_bytes,
-        parameters(job.units),
-        job.describe(),
-        sorted(job.unpacked),
-        job.calibration,
-    )
-    if verify:
-        result.proof = prove(folder, partial, on_event=on_event)
-    write_card(partial, folder, str(source), revision, result)
-    publish(partial, target, overwrite=overwrite)
+    with alone(partial):
+        writer = ShardWriter(
+            partial,
+            layout,
+            key,
+            metadata={"format": "pt" if job.layout == "hf" else "mlx"},
+            limit=max_shard_bytes,
+        )
+        with contextlib.closing(writer):
+            _stream(job, writer, on_event)
+        writer.write_index(parameters(job.units))
+        write_json_atomic(partial / "config.json", job.config)
+        copy_companions(folder, partial)
+        result = Conversion(
+            target,
+            writer.tensor_bytes,
+            parameters(job.units),
+            job.describe(),
+            sorted(job.unpacked),
+            job.calibration,
+        )
+        if verify:
+            result.proof = prove(
+                folder, partial, on_event=on_event, repacked=job.recipe is not None
+            )
+        write_card(partial, folder, str(source), revision, result)
+        publish(partial, target, overwrite=overwrite)
     return result
 
 
@@ -191,6 +195,8 @@ def _plan(
         raise MlxtxError("choose either --dequantize or a quantization, not both")
     if (calibrate is None) != (target_bpw is None):
         raise MlxtxError("--calibrate FILE and --target-bpw X belong together")
+    if calibrate is not None and (bits is not None or recipe is not None or mode != "affine"):
+        raise MlxtxError("--calibrate chooses the bits: leave out --bits, --recipe and --mode")
     model, plan = describe(checkpoint, unpack=packing or dequantize)
     layout: Layout = "hf" if dequantize else "mlx"
     config = plain_config(checkpoint.config)

@@ -6,6 +6,7 @@ they belong to. ``mx.save_safetensors`` would hold a whole shard in memory.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -196,6 +197,28 @@ class ShardWriter:
 
 
 @contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """While this process writes ``folder`` (made when missing) no other does, wherever the file
+    system can tell; the lock goes with the process."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise MlxtxError(
+                f"{folder} is being written by another conversion; wait for it, or choose another"
+                " folder"
+            ) from None
+        except OSError:  # no locks there
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """What goes wrong on the way to the disk is one line for people."""
     try:
@@ -218,6 +241,8 @@ def publish(folder: Path, out: Path, *, overwrite: bool) -> None:
         if out.exists():
             if not overwrite:
                 raise MlxtxError(f"{out} exists; choose another name or pass --overwrite")
+            if old.exists():  # of a conversion that ended right after it had taken its place
+                shutil.rmtree(old)
             os.replace(out, old)
         os.replace(folder, out)
         sync_folder(out.parent)

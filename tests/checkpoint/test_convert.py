@@ -19,7 +19,7 @@ from mlxtx.checkpoint import proof as proof_module
 from mlxtx.checkpoint.proof import prove, rounding_error
 from mlxtx.checkpoint.quantization import Quantization
 from mlxtx.checkpoint.recipes import MIXED, Recipe, make_recipe, parse_bits
-from mlxtx.checkpoint.shards import split_shards
+from mlxtx.checkpoint.shards import alone, split_shards
 from mlxtx.checkpoint.source import INDEX, Checkpoint
 from mlxtx.errors import MlxtxError
 from mlxtx.events import Progress
@@ -523,3 +523,37 @@ def test_measured_sensitivity_is_the_change_of_the_stream(tmp_path):
     assert found[path].errors[how] == pytest.approx(expected, rel=1e-3)
     assert found[path].size == 64 * 128
     assert {"model.embed_tokens", "lm_head"} <= set(found) and len(found) == 16
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_packed_weights_may_be_packed_anew_in_the_same_bits(tmp_path, bits):
+    write_llama(tmp_path / "source", dtype="BF16")
+    mlxtx.convert(tmp_path / "source", tmp_path / "packed", bits=bits)
+    result = mlxtx.convert(tmp_path / "packed", tmp_path / "again", bits=bits)
+    assert result.proof and result.proof.layers
+    kept = mlxtx.convert(tmp_path / "packed", tmp_path / "kept")
+    assert kept.proof and kept.proof.exact
+
+
+def test_calibration_and_other_ways_to_choose_bits_exclude_each_other(tmp_path):
+    write_llama(tmp_path / "source")
+    for more in ({"bits": 4}, {"recipe": "mixed_4_6"}, {"mode": "mxfp4"}):
+        options = {"calibrate": "text.txt", "target_bpw": 4.5, **more}
+        with pytest.raises(MlxtxError, match="--calibrate chooses the bits"):
+            mlxtx.convert(tmp_path / "source", tmp_path / "out", **options)
+
+
+def test_a_folder_is_written_by_one_conversion_at_a_time(tmp_path):
+    write_llama(tmp_path / "source")
+    with alone(tmp_path / "out.partial"), pytest.raises(MlxtxError, match="another conversion"):
+        mlxtx.convert(tmp_path / "source", tmp_path / "out", bits=4)
+    mlxtx.convert(tmp_path / "source", tmp_path / "out", bits=4)
+
+
+def test_what_an_ended_conversion_left_beside_does_not_stop_the_next(tmp_path):
+    write_llama(tmp_path / "source")
+    mlxtx.convert(tmp_path / "source", tmp_path / "out", bits=4)
+    (tmp_path / "out.replaced").mkdir()
+    (tmp_path / "out.replaced" / "config.json").write_text("{}")
+    mlxtx.convert(tmp_path / "source", tmp_path / "out", bits=8, overwrite=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "source"]
