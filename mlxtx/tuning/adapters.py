@@ -66,8 +66,8 @@ def save_adapter(adapter: Adapter, folder: str | Path, blocks: int) -> None:
     """Writes the two files. ``blocks`` is how many the model has."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_arrays(folder / WEIGHTS_FILE, adapter.weights, {})
     how = next(iter(adapter.layers.values()), None)
+    save_arrays(folder / WEIGHTS_FILE, _of_one_scale(adapter), {})
     numbers = [n for p in adapter.layers if (n := layer_number(p)) is not None]
     first = min(numbers, default=blocks)
     config: dict[str, Any] = {
@@ -84,6 +84,16 @@ def save_adapter(adapter: Adapter, folder: str | Path, blocks: int) -> None:
             "keys": _keys(adapter.layers, range(first, blocks)),
         }
     write_json_atomic(folder / CONFIG_FILE, config)
+
+
+def _of_one_scale(adapter: Adapter) -> dict[str, mx.array]:
+    """The weights where all have the first one's scale, for the file holds a single one."""
+    hows = adapter.layers
+    first = next(iter(hows.values()), LowRank()).scale
+    parts = {f"{p}.lora_b": how.scale / first for p, how in hows.items() if how.scale != first}
+    return {
+        n: (a * parts[n]).astype(a.dtype) if n in parts else a for n, a in adapter.weights.items()
+    }
 
 
 def _keys(layers: Mapping[str, LowRank], blocks: range) -> list[str]:
@@ -237,11 +247,14 @@ class Adapters:
 
 def put_on(model: Any, adapter: Adapter) -> dict[str, mx.array]:
     """Puts an adapter on the model; what it replaced of the base is returned."""
-    add_adapters(model, adapter.layers)
-    whole = {n for n in adapter.weights if n.rsplit(".", 1)[-1] not in _LEAVES}
+    own = {n: a for n, a in adapter.weights.items() if n.rsplit(".", 1)[-1] in _LEAVES}
+    whole = {n: a for n, a in adapter.weights.items() if n not in own}
     current = named(model.parameters())
     replaced = {name: current[name] for name in whole}
-    model.update(nested(adapter.weights))
+    # First what is under the adapters: PEFT keeps embeddings beside the adapter on them.
+    model.update(nested(whole) if whole else {})
+    add_adapters(model, adapter.layers)
+    model.update(nested(own))
     return replaced
 
 

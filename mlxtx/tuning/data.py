@@ -18,6 +18,7 @@ from mlxtx.errors import MlxtxError
 Record = Mapping[str, Any]
 TRAIN_NAMES = ("train", "training")
 VALIDATION_NAMES = ("valid", "validation", "val", "dev", "eval")
+TEST_NAMES = ("test",)
 _WORST_LINES = 5  # bad lines that an error quotes
 
 
@@ -92,7 +93,8 @@ def _chat_problem(record: Record) -> str:
 # Files
 
 
-def _jsonl(path: Path) -> Iterator[tuple[int, Any]]:
+def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
+    """The number and the value of each line that is not empty; a ValueError where it is no JSON."""
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
@@ -151,8 +153,8 @@ def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 _READERS: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
-    ".jsonl": _jsonl,
-    ".ndjson": _jsonl,
+    ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
     ".json": _json,
     ".csv": _csv,
     ".parquet": _parquet,
@@ -207,25 +209,32 @@ def read_data(source: str | Path, *, validation_part: float = 0.0) -> Data:
         worst = "; ".join(map(str, data.train.bad[:_WORST_LINES]))
         why = f"no record can be used: {worst}" if worst else "there are no records"
         raise MlxtxError(f"nothing to train on in {source}: {why}")
-    if validation_part and not data.validation.good:
-        _split(data, validation_part)
-    return data
+    return split(data, validation_part)
 
 
-def _split(data: Data, part: float) -> None:
+def split(data: Data, part: float) -> Data:
+    """Keeps the last ``part`` of the training records for validation where there are none."""
+    if not 0 <= part < 1:
+        raise MlxtxError(f"validation_part must be from 0 up to 1, not {part}")
+    if not part or data.validation.good:
+        return data
     count = min(max(1, round(len(data.train.good) * part)), len(data.train.good) - 1)
     if count > 0:
         data.validation.good = data.train.good[-count:]
         data.validation.places = data.train.places[-count:]
         del data.train.good[-count:], data.train.places[-count:]
+    return data
 
 
 def _read_folder(folder: Path) -> Data:
     files = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in _READERS]
     files = [p for p in files if not any(part.startswith(".") for part in p.parts[-2:])]
-    train, validation = _named(files, TRAIN_NAMES), _named(files, VALIDATION_NAMES)
+    train, validation, test = (
+        [p for p in files if names & _words(p, folder)]
+        for names in map(set, (TRAIN_NAMES, VALIDATION_NAMES, TEST_NAMES))
+    )
     if not train:
-        others = [p for p in files if p not in validation and not _named([p], ("test",))]
+        others = [p for p in files if p not in validation and p not in test]
         train = others if len(others) == 1 else []
     if not train:
         found = ", ".join(p.name for p in files[:5]) or "none"
@@ -240,14 +249,14 @@ def _read_folder(folder: Path) -> Data:
     return data
 
 
-def _named(files: list[Path], names: tuple[str, ...]) -> list[Path]:
-    """``train.jsonl``, ``train-00000-of-00002.parquet``, ``data/train/0.parquet``."""
-
-    def words(path: Path) -> set[str]:
-        stem = path.stem.lower().replace("-", "_").split("_")
-        return {stem[0], stem[-1], path.parent.name.lower()}
-
-    return [p for p in files if words(p) & set(names)]
+def _words(path: Path, folder: Path) -> set[str]:
+    """What tells of the split: ``train.jsonl``, ``train-00000-of-00002.parquet``, else the name of
+    a folder inside ``folder``, as in ``train/0.parquet``."""
+    stem = path.stem.lower().replace("-", "_").split("_")
+    own = {stem[0], stem[-1]}
+    if path.parent == folder or own.intersection(TRAIN_NAMES + VALIDATION_NAMES + TEST_NAMES):
+        return own
+    return {path.parent.name.lower()}
 
 
 def _dataset_folder(repo: str) -> Path:

@@ -47,6 +47,8 @@ class Encoder:
             raise MlxtxError(f"unknown loss_on {self.loss_on!r}: use {', '.join(LOSS_ON)}")
         if self.too_long not in ("cut", "drop", "error"):
             raise MlxtxError(f"unknown too_long {self.too_long!r}: use cut, drop or error")
+        if self.max_length < 2:
+            raise MlxtxError(f"max_length must be at least 2, not {self.max_length}")
 
     def encode(self, records: Records) -> Encoded:
         encoded = Encoded(bad=list(records.bad))

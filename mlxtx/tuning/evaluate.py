@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import numpy as np
 
 from mlxtx.errors import MlxtxError
 from mlxtx.events import Event, Progress
-from mlxtx.tuning.data import read_data
+from mlxtx.tuning.data import read_data, read_jsonl
 from mlxtx.tuning.encode import Encoder
 from mlxtx.tuning.head_loss import chunk_rows
 from mlxtx.tuning.objective import evaluate_batch
@@ -56,6 +55,8 @@ def evaluate_samples(
     on_event: Callable[[Event], None] | None = None,
 ) -> Evaluation:
     """Loss of the next token over samples."""
+    if batch_size < 1:
+        raise MlxtxError(f"batch_size must be at least 1, not {batch_size}")
     total, count, correct = 0.0, 0, 0
     training = model.training
     model.eval()
@@ -77,12 +78,11 @@ def held_out(
 ) -> list[Sample]:
     """Samples to evaluate on: the validation split where there is one, else all records. A text
     file is cut into pieces of ``max_length`` tokens."""
-    max_length = min(max_length, language_model.context)
-    if isinstance(data, str | Path) and Path(data).suffix in (".txt", ".md"):
-        return _text(language_model, Path(data), max_length)
+    encoder = Encoder(language_model.tokenizer, loss_on, min(max_length, language_model.context))
+    if isinstance(data, str | Path) and Path(data).suffix.lower() in (".txt", ".md"):
+        return _text(language_model, Path(data), encoder.max_length)
     found = read_data(data)
     records = found.validation if found.validation.good else found.train
-    encoder = Encoder(language_model.tokenizer, loss_on, max_length)
     samples = encoder.encode(records).samples
     if not samples:
         raise MlxtxError(f"no record of {data} can be used")
@@ -109,22 +109,21 @@ def read_choices(path: str | Path) -> list[Mapping[str, Any]]:
     number of the right one from 0 or its letter."""
     path, questions = Path(path), []
     try:
-        lines = path.read_text("utf-8").splitlines()
+        for number, record in read_jsonl(path):
+            try:
+                questions.append(_question(record))
+            except ValueError as error:
+                raise MlxtxError(f"{path.name}:{number}: {error}") from None
     except OSError as error:
         raise MlxtxError(f"can't read {path}: {error.strerror}") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            questions.append(_question(json.loads(line)))
-        except (ValueError, KeyError, TypeError) as error:
-            raise MlxtxError(f"{path.name}:{number}: {error}") from None
     if not questions:
         raise MlxtxError(f"{path} holds no questions")
     return questions
 
 
 def _question(record: Any) -> Mapping[str, Any]:
+    if isinstance(record, ValueError):
+        raise record
     if not isinstance(record, Mapping) or not isinstance(record.get("choices"), list):
         raise ValueError("a question needs 'question', 'choices' (a list) and 'answer'")
     prompt = record.get("question", record.get("prompt"))

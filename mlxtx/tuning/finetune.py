@@ -19,7 +19,7 @@ from mlxtx.tuning.adapters import (
     read_adapter,
     save_adapter,
 )
-from mlxtx.tuning.data import BadLine, Data, Records, read_data
+from mlxtx.tuning.data import BadLine, Data, Records, read_data, split
 from mlxtx.tuning.encode import Encoded, Encoder, pieces
 from mlxtx.tuning.lora import LowRank
 from mlxtx.tuning.memory import MemoryPlan, check_memory, plan_memory
@@ -64,6 +64,13 @@ class Method:
             raise MlxtxError(f"dropout must be from 0 up to 1, not {self.dropout}")
         if self.adapter_dtype not in _DTYPES:
             raise MlxtxError(f"unknown adapter_dtype {self.adapter_dtype!r}")
+        for name in ("alpha", "scale"):
+            if not math.isfinite(getattr(self, name) or 0.0):
+                raise MlxtxError(f"{name} must be a number, not {getattr(self, name)}")
+        if self.layers is not None and self.layers < 1:
+            raise MlxtxError(f"layers must be at least 1, not {self.layers}")
+        if self.method == "full" and self.adapter is not None:
+            raise MlxtxError("full trains a model without adapters: fuse the adapter into it first")
 
     def low_rank(self) -> LowRank:
         alpha = 2.0 * self.rank if self.alpha is None else self.alpha
@@ -85,7 +92,9 @@ def prepare(
     if how.method == "full":
         _unfreeze(model, choose_whole(model, how))
     elif how.adapter is not None:
-        put_on(model, read_adapter(how.adapter, model, family_config))
+        adapter = read_adapter(how.adapter, model, family_config)
+        whole = put_on(model, adapter)
+        _unfreeze(model, [name.rpartition(".")[0] for name in whole])
     else:
         layers = choose(model, how.targets, how.layers)
         add_adapters(model, dict.fromkeys(layers, how.low_rank()), seed)
@@ -191,7 +200,7 @@ def _records(data: Any, part: float) -> Data:
         records.add("record", number, record)
     if not records.good:
         raise MlxtxError("; ".join(map(str, records.bad[:3])) or "there are no records")
-    return Data(records, Records())
+    return split(Data(records, Records()), part)
 
 
 def _load(model: Any, on_event: Any) -> LanguageModel:
@@ -237,6 +246,8 @@ def run_job(
 ) -> Result:
     net, how = job.language_model.model, job.how
     out = Path(out)
+    if how.method == "full" and out.resolve() == Path(job.language_model.name).resolve():
+        raise MlxtxError(f"{out} is where the model lies: choose another folder")
     facts = {
         "base": base_mark(net),
         **{f.name: getattr(how, f.name) for f in fields(Method)},

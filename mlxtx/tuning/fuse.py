@@ -16,6 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
+from mlxtx.checkpoint.quantization import Quantization
 from mlxtx.errors import MlxtxError
 from mlxtx.events import Event, Progress
 from mlxtx.tuning.adapters import Adapters
@@ -79,6 +80,7 @@ def fuse(
     from mlxtx.language_model import LanguageModel
     from mlxtx.text.tokenizer import Tokenizer
 
+    counts = _bit_counts(bits, dequantize)
     folder = resolve(model, revision, on_event=on_event)
     out = Path(out)
     if out.resolve() in (folder.resolve(), Path(adapter).resolve()):
@@ -91,7 +93,7 @@ def fuse(
     measured = _Measured(net, adapters, name, samples)
     fusing, stored = adapters_in(net), stored_dtype(folder)
     report = None
-    for count in _bit_counts(bits, dequantize):
+    for count in counts:
         put_in(net, fusing, stored, bits=count, dequantize=dequantize)
         report = measured.report(fusing)
         if on_event:
@@ -119,7 +121,7 @@ def _bit_counts(bits: int | str | None, dequantize: bool) -> Sequence[int | None
     if bits == "auto":
         return AUTO_BITS
     try:
-        return (int(bits),)
+        return (Quantization(int(bits), 64).bits,)
     except ValueError:
         raise MlxtxError(f"bits must be a number or 'auto', not {bits!r}") from None
 

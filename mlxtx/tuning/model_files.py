@@ -12,6 +12,7 @@ import mlx.core as mx
 from mlxtx.checkpoint.card import copy_companions
 from mlxtx.checkpoint.quantization import Quantization, QuantizationTable
 from mlxtx.checkpoint.safetensors import dtype_name, encode_header, write_array
+from mlxtx.checkpoint.source import INDEX
 from mlxtx.families import family_for
 from mlxtx.files import atomic_write, write_json_atomic
 from mlxtx.naming.map import Plan
@@ -59,6 +60,8 @@ def save_model(
             write_array(file, tensors.pop(name))
     if packed:
         written["quantization"] = _told(packed, plan)
+    # Of another model that lay here.
+    (folder / INDEX).unlink(missing_ok=True)
     # Last, for its presence says that all is there.
     write_json_atomic(folder / "config.json", written)
 

@@ -23,8 +23,8 @@ _PREFIX = "base_model.model."
 _ENDINGS = {
     "lora_A.weight": "a",
     "lora_B.weight": "b",
-    "lora_embedding_A": "a",
-    "lora_embedding_B": "b",
+    "lora_embedding_A": "b",  # PEFT writes an embedding's transposed: A is [rank, V]
+    "lora_embedding_B": "a",
     "lora_magnitude_vector": "m",
     "lora_magnitude_vector.weight": "m",
 }
@@ -61,6 +61,12 @@ def read_peft(
         for path, part in to_ours(tie, parts).items():
             layers[path] = part.how
             weights |= weights_from(modules[path], part, path)
+    apart = not config.get("ensure_weight_tying")
+    if apart and model.config.head.tied and "model.embed_tokens" in layers:
+        raise MlxtxError(
+            f"{folder} adapts the embeddings and not the head, which are one in this model: "
+            "merge it with PEFT, and load what that gives"
+        )
     if theirs:
         raise MlxtxError(f"{folder} is for another base: this model has no layer {min(theirs)}")
     return Adapter(
@@ -76,7 +82,8 @@ def _grouped(tensors: Mapping[str, mx.array], folder: Path):
         name = name.removeprefix(_PREFIX)
         for ending, kind in _ENDINGS.items():
             if name.endswith("." + ending):
-                theirs.setdefault(name[: -len(ending) - 1], {})[kind] = array
+                turned = array.T if "embedding" in ending else array
+                theirs.setdefault(name[: -len(ending) - 1], {})[kind] = turned
                 break
         else:
             whole[name.replace(".modules_to_save", "").replace(".base_layer", "")] = array
@@ -145,13 +152,12 @@ def write_peft(
         embedding = isinstance(modules[tie.ours[0]], EMBEDDING)
         for name, part in to_theirs(tie, own, rows).items():
             hows[name] = part.how
-            ending = (
-                ("lora_embedding_A", "lora_embedding_B")
-                if embedding
-                else ("lora_A.weight", "lora_B.weight")
-            )
-            tensors[f"{_PREFIX}{name}.{ending[0]}"] = part.a
-            tensors[f"{_PREFIX}{name}.{ending[1]}"] = part.b
+            if embedding:
+                tensors[f"{_PREFIX}{name}.lora_embedding_A"] = part.b.T
+                tensors[f"{_PREFIX}{name}.lora_embedding_B"] = part.a.T
+            else:
+                tensors[f"{_PREFIX}{name}.lora_A.weight"] = part.a
+                tensors[f"{_PREFIX}{name}.lora_B.weight"] = part.b
             if part.m is not None:
                 tensors[f"{_PREFIX}{name}.lora_magnitude_vector"] = part.m
     tensors |= {_PREFIX + name: array for name, array in renamed.items()}
@@ -175,6 +181,7 @@ def write_peft(
             },
             "use_rslora": False,  # the scale says it all
             "use_dora": first.dora,
+            "ensure_weight_tying": model.config.head.tied and "model.embed_tokens" in parts,
             "fan_in_fan_out": transposed,
             "target_modules": sorted(hows),
             "modules_to_save": sorted({n.rsplit(".", 2)[-2] for n in renamed}) or None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,11 @@ from typing import Any
 from mlxtx.errors import MlxtxError
 from mlxtx.tuning.objective import NextToken
 from mlxtx.tuning.optimizer import OPTIMIZERS, Schedule
+
+_FROM_ZERO = (
+    *("learning_rate", "warmup", "final_rate", "weight_decay", "clip", "ahead_weight"),
+    *("balance_weight", "seed", "validate_every", "validate_batches", "sample_every", "save_every"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +56,9 @@ class Training:
         for name in ("iters", "batch_size", "accumulate", "report_every", "bad_steps"):
             if getattr(self, name) < 1:
                 raise MlxtxError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in _FROM_ZERO:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise MlxtxError(f"{name} must be a number from 0, not {getattr(self, name)}")
         if self.optimizer not in OPTIMIZERS:
             raise MlxtxError(f"unknown optimizer {self.optimizer!r}: use {', '.join(OPTIMIZERS)}")
         self.learning_schedule()

@@ -14,7 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-CASES = (("llama", False), ("llama", True), ("phi3", False), ("gpt2", False))
+# Family, DoRA, targets of ours, targets of PEFT's.
+CASES = (
+    ("llama", False, "all", "all-linear"),
+    ("llama", True, "all", "all-linear"),
+    ("llama", False, ["q_proj", "embed_tokens"], ["q_proj", "embed_tokens"]),
+    ("phi3", False, "all", "all-linear"),
+    ("gpt2", False, "all", "all-linear"),
+)
 
 
 def peer(folder: Path) -> None:
@@ -44,7 +51,7 @@ def peer(folder: Path) -> None:
                 use_rslora=True,
                 use_dora=settings["dora"],
                 init_lora_weights=False,
-                target_modules="all-linear",
+                target_modules=settings["targets"],
                 task_type="CAUSAL_LM",
                 fan_in_fan_out=settings["family"] == "gpt2",
             ),
@@ -72,10 +79,10 @@ def main() -> None:
     from mlxtx.tuning.targets import remove_adapters
     from tests.tuning.test_peft import FAMILIES, TOKENS, made
 
-    for family, dora in CASES:
+    for family, dora, targets, theirs in CASES:
         with tempfile.TemporaryDirectory() as name:
             folder, config = Path(name), FAMILIES[family]
-            net = made(config, how=LowRank(rank=2, scale=1.5, dora=dora))
+            net = made(config, targets, LowRank(rank=2, scale=1.5, dora=dora))
             wanted = np.array(net(TOKENS))
             adapter = adapter_of(net)
             remove_adapters(net)
@@ -83,7 +90,8 @@ def main() -> None:
             save_model(net, config, folder / "model")
             write_peft(adapter, folder / "ours", net, config)
             np.save(folder / "tokens.npy", np.array(TOKENS))
-            (folder / "case.json").write_text(json.dumps({"family": family, "dora": dora}))
+            case = {"family": family, "dora": dora, "targets": theirs}
+            (folder / "case.json").write_text(json.dumps(case))
             subprocess.run([args.peer_python, __file__, "--peer", name], check=True)
             found = np.load(folder / "peer.npz")
             again, _ = load_model(folder / "model")

@@ -239,3 +239,29 @@ def test_buckets_are_few_and_close():
     sizes = {bucket(n) for n in range(1, 4097)}
     assert len(sizes) <= 60
     assert all(n <= bucket(n) <= max(8, n * 1.125 + 8) for n in range(1, 4097))
+
+
+@pytest.mark.parametrize("name", ["train", "training", "dev", "eval", "test"])
+def test_the_folder_of_the_data_may_be_called_anything(tmp_path, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    write_jsonl(folder / "train.jsonl", GOOD[:2])
+    write_jsonl(folder / "valid.jsonl", GOOD[2:3])
+    write_jsonl(folder / "test.jsonl", GOOD)
+    data = read_data(folder)
+    assert data.train.good == GOOD[:2] and data.validation.good == GOOD[2:3]
+
+
+def test_folders_inside_tell_of_the_split(tmp_path):
+    for name, records in {"train": GOOD[:2], "validation": GOOD[2:3], "test": GOOD}.items():
+        (tmp_path / "dev" / "data" / name).mkdir(parents=True)
+        write_jsonl(tmp_path / "dev" / "data" / name / "0.jsonl", records)
+    data = read_data(tmp_path / "dev")
+    assert data.train.good == GOOD[:2] and data.validation.good == GOOD[2:3]
+
+
+@pytest.mark.parametrize("part", [-0.1, 1.0, float("nan")])
+def test_a_part_for_validation_that_is_none_is_refused(tmp_path, part):
+    write_jsonl(tmp_path / "train.jsonl", GOOD)
+    with pytest.raises(MlxtxError, match="validation_part must be from 0 up to 1"):
+        read_data(tmp_path, validation_part=part)

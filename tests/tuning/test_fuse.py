@@ -160,3 +160,37 @@ def test_choices(made, tmp_path):
     with pytest.raises(MlxtxError, match=r"q.jsonl:1: the answer is none of the 1 choices"):
         read_choices(path)
     assert sample([1, 2]).targets == 1
+
+
+def test_an_older_model_in_the_folder_is_not_what_loads(made, tmp_path):
+    mlxtx.convert(made / "plain", tmp_path / "out", max_shard_bytes=100_000, verify=False)
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
+    fuse(made / "plain", made / "plain-strong", tmp_path / "out")
+    tokens = mx.array([[1, 2, 3, 4, 5]])
+    found, _ = load_model(tmp_path / "out")
+    wanted = mlxtx.load(made / "plain", adapter=made / "plain-strong").model(tokens)
+    assert mx.abs(found(tokens) - wanted).max() < 1e-3
+
+
+@pytest.mark.parametrize("bits", ["7", "1", "0"])
+def test_bits_that_no_packing_has_are_refused_at_once(made, tmp_path, bits):
+    with pytest.raises(MlxtxError, match="bits and groups of"):
+        fuse(made / "nowhere", made / "plain-strong", tmp_path / "out", bits=bits)
+
+
+def test_questions_in_any_encoding_and_with_any_line_end_inside(tmp_path):
+    line = json.dumps(
+        {"question": "a\u2028b\x85", "choices": ["x"], "answer": 0}, ensure_ascii=False
+    )
+    (tmp_path / "q.jsonl").write_bytes(b"\xef\xbb\xbf" + line.encode() + b"\r\n\r\n")
+    assert read_choices(tmp_path / "q.jsonl")[0]["question"] == "a\u2028b\x85"
+    (tmp_path / "q.jsonl").write_bytes(b'{"question": "\xe9", "choices": ["x"], "answer": "A"}')
+    assert read_choices(tmp_path / "q.jsonl")[0]["answer"] == 0
+
+
+@pytest.mark.parametrize("option", [("--max-length", "1"), ("--batch-size", "0")])
+def test_sizes_that_are_none_are_refused(made, tmp_path, option):
+    (tmp_path / "text.txt").write_text("The lamp on the table is warm.")
+    arguments = ["--model", str(made / "plain"), "--data", str(tmp_path / "text.txt")]
+    with pytest.raises(MlxtxError, match="must be at least"):
+        evaluate_command.main([*arguments, *option])

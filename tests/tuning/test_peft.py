@@ -186,3 +186,55 @@ def test_mlx_lms_files_have_its_names_and_one_rank(tmp_path, name):
     fresh = made(config)
     load_adapter(fresh, tmp_path, config)
     np.testing.assert_allclose(np.array(fresh(TOKENS)), wanted, atol=2e-5)
+
+
+def test_scales_that_differ_survive_a_file_that_holds_one(tmp_path):
+    net = made(LLAMA)
+    scales = {"model.layers.0.self_attn.q_proj": 1.0, "model.layers.1.mlp.down_proj": 6.0}
+    add_adapters(net, {path: LowRank(rank=3, scale=s) for path, s in scales.items()})
+    for n, adapter in enumerate(adapters_in(net).values()):
+        adapter.lora_b = mx.random.normal(adapter.lora_b.shape, key=mx.random.key(n)) * 0.3
+    wanted, adapter = np.array(net(TOKENS)), adapter_of(net)
+    remove_adapters(net)
+    write_peft(adapter, tmp_path / "peft", net, LLAMA)
+    load_adapter(net, tmp_path / "peft", LLAMA)
+    save_adapter(adapter_of(net), tmp_path / "mlx", 2)
+    remove_adapters(net)
+    load_adapter(net, tmp_path / "mlx", LLAMA)
+    assert np.abs(np.array(net(TOKENS)) - wanted).max() < 1e-4
+
+
+def test_adapters_of_embeddings_are_as_peft_has_them(tmp_path):
+    how = LowRank(rank=3, scale=1.5)
+    net = made(LLAMA, ["embed_tokens"], how)
+    adapter = adapters_in(net)["model.embed_tokens"]
+    wanted, delta = np.array(net(TOKENS)), np.array(adapter.lora_a @ adapter.lora_b)
+    write_peft(adapter_of(net), tmp_path, net, LLAMA)
+    stored = mx.load(str(tmp_path / "adapter_model.safetensors"))
+    name = "base_model.model.model.embed_tokens.lora_embedding_"
+    a, b = np.array(stored[name + "A"]), np.array(stored[name + "B"])
+    assert a.shape == (3, 61) and np.allclose((b @ a).T, delta, atol=1e-5)
+    remove_adapters(net)
+    # PEFT keeps the embeddings themselves beside it.
+    beside = name.replace("lora_embedding_", "base_layer.weight")
+    mx.save_safetensors(
+        str(tmp_path / "adapter_model.safetensors"),
+        {**stored, beside: net.model.embed_tokens.weight},
+    )
+    load_adapter(net, tmp_path, LLAMA)
+    assert np.abs(np.array(net(TOKENS)) - wanted).max() < 1e-4
+
+
+def test_peft_adapters_of_tied_embeddings_alone_are_refused(tmp_path):
+    tied = {**LLAMA, "tie_word_embeddings": True}
+    net = made(tied, ["embed_tokens"], LowRank(rank=3))
+    write_peft(adapter_of(net), tmp_path, net, tied)
+    remove_adapters(net)
+    load_adapter(net, tmp_path, tied)
+    remove_adapters(net)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps({**config, "ensure_weight_tying": False})
+    )
+    with pytest.raises(MlxtxError, match="which are one in this model"):
+        load_adapter(net, tmp_path, tied)

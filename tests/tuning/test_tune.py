@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 
@@ -20,6 +21,7 @@ from mlxtx.errors import MlxtxError
 from mlxtx.events import Progress
 from mlxtx.tiny_model import write_tiny_model
 from mlxtx.tuning import Adapters, preview
+from mlxtx.tuning.finetune import make_job
 from mlxtx.tuning.lora import LowRank
 from mlxtx.tuning.memory import plan_memory
 from mlxtx.tuning.objective import NextToken, loss_and_gradients
@@ -305,3 +307,48 @@ def test_a_killed_process_resumes_to_the_bit(folder, tmp_path):
     assert losses(rest.stdout) == losses(whole.stdout)[-len(losses(rest.stdout)) :]
     files = [tmp_path / name / "adapters.safetensors" for name in ("whole", "killed")]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_list_of_records_is_split_as_a_file_is(folder):
+    job = make_job(folder / "model", RECORDS, validation_part=0.25)
+    assert (len(job.train.samples), len(job.validation.samples)) == (9, 3)
+
+
+def test_weights_trained_whole_stay_in_an_adapter_that_goes_on(folder, tmp_path):
+    options = {"learning_rate": 1e-2, "iters": 4}
+    first, second = tmp_path / "first", tmp_path / "second"
+    mlxtx.tune(str(folder / "model"), folder, first, whole=["lm_head"], **options)
+    options = {"learning_rate": 1e-9, "iters": 1}
+    mlxtx.tune(str(folder / "model"), folder, second, adapter=str(first), **options)
+    wanted, found, base = (
+        np.array(model.model(tokens(model)))
+        for model in (mlxtx.load(folder / "model", adapter=a) for a in (first, second, None))
+    )
+    assert np.abs(wanted - found).max() < 1e-4 < np.abs(wanted - base).max()
+
+
+def test_a_full_training_does_not_write_over_its_model(folder, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(folder / "model", model)
+    before = (model / "model.safetensors").read_bytes()
+    with pytest.raises(MlxtxError, match="is where the model lies"):
+        mlxtx.tune(str(model), folder, model, method="full", iters=1)
+    assert (model / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"clip": -1.0},
+        {"learning_rate": float("nan")},
+        {"seed": -1},
+        {"validate_every": -1},
+        {"layers": 0},
+        {"alpha": float("nan")},
+        {"max_length": -5},
+        {"method": "full", "adapter": "somewhere"},
+    ],
+)
+def test_options_that_make_no_sense_are_refused(folder, tmp_path, options):
+    with pytest.raises(MlxtxError, match=r"must be|without adapters"):
+        mlxtx.tune(str(folder / "model"), folder, tmp_path / "out", iters=1, **options)
