@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
@@ -21,6 +21,18 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise MlxtxError(f"{message} ({self.prog} --help shows the options)")
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an option that is a whole number of ``least`` or more."""
+
+    def whole(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be {least} or more, not {text}")
+        return int(text)
+
+    whole.__name__ = "int"  # argparse names it when the text is no number
+    return whole
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:

@@ -67,6 +67,8 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     Raises MlxtxError when the disk is full or the folder cannot be written.
     """
     path = Path(path)
+    if not path.name or "\0" in path.name:
+        raise MlxtxError(f"cannot write {str(path)!r}: that names no file")
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     encoding = None if "b" in mode else "utf-8"
     try:

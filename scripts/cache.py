@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxtx.command_line import Parser
+from mlxtx.errors import MlxtxError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from mlxtx.cache.prefix_store import DEFAULT_BUDGET, PrefixStore
 
+    if args.budget is not None and not 0 <= args.budget < 1e9:
+        raise MlxtxError(f"--budget must be from 0 to 1e9 GB, not {args.budget}")
     budget = DEFAULT_BUDGET if args.budget is None else int(args.budget * 1e9)
     store = PrefixStore(args.folder, budget=budget)
     if args.command == "build":
@@ -54,7 +57,6 @@ def build_prefix(store: Any, args: argparse.Namespace) -> None:
 
     from mlxtx.cache.fingerprint import fingerprint
     from mlxtx.cache.reuse import common_prefix
-    from mlxtx.errors import MlxtxError
     from mlxtx.generation.loop import prefill
     from mlxtx.generation.session import shared_limit
     from mlxtx.language_model import load

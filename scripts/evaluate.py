@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from mlxtx.command_line import Parser
+from mlxtx.command_line import Parser, at_least
 from mlxtx.errors import MlxtxError
 
 
@@ -32,8 +32,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--choices", metavar="FILE", help="a JSONL file of questions")
     made.add_argument("--chat", action="store_true", help="ask through the chat template")
     made.add_argument("--loss-on", default="assistant", help="all, assistant or last (assistant)")
-    made.add_argument("--max-length", type=int, default=2048, metavar="N", help="tokens (2048)")
-    made.add_argument("--batch-size", type=int, default=4, metavar="N", help="samples (4)")
+    made.add_argument(
+        "--max-length", type=at_least(2), default=2048, metavar="N", help="tokens (2048)"
+    )
+    made.add_argument("--batch-size", type=at_least(1), default=4, metavar="N", help="samples (4)")
     made.add_argument("--json", action="store_true", help="print the figures as JSON")
     return made
 

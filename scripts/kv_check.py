@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlxtx.command_line import Parser
+from mlxtx.command_line import Parser, at_least
 
 # Used when no text is given: a page of plain prose.
 PAGE = """The ferry leaves the town twice a day, early in the morning and again before the light
@@ -35,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("model", help="a folder or a Hub id")
     parser.add_argument("--text", type=Path, help="a text like those the model will be used on")
-    parser.add_argument("--tokens", type=int, default=1024, help="of the text, at most (1024)")
+    parser.add_argument(
+        "--tokens", type=at_least(1), default=1024, help="of the text, at most (1024)"
+    )
     parser.add_argument("--kv", help="settings to compare, separated by commas")
     parser.add_argument(
         "--loss", type=float, default=None, help="KL allowed, in nats a token (0.01)"

@@ -12,16 +12,18 @@ import struct
 import sys
 import zlib
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlxtx.command_line import Parser
+from mlxtx.command_line import Parser, at_least
 from mlxtx.errors import MlxtxError
 
 if TYPE_CHECKING:
     import numpy as np
 
 Curve = tuple[list[float], list[float]]
+SMALLEST = (120, 80)  # pixels of a picture
 # Okabe and Ito's colours, which people with other colour vision can tell apart.
 COLOURS = (
     (0, 114, 178),
@@ -39,19 +41,28 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("runs", nargs="+", metavar="RUN", help="folders with a metrics.jsonl")
     made.add_argument("--out", "-o", metavar="FILE.png", help="write a picture instead")
-    made.add_argument("--width", type=int, default=0, help="columns, or pixels of the picture")
-    made.add_argument("--height", type=int, default=0)
+    made.add_argument(
+        "--width", type=at_least(1), default=0, help="columns, or pixels of the picture"
+    )
+    made.add_argument("--height", type=at_least(1), default=0)
     return made
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    curves = {name: curve for run in args.runs for name, curve in read_run(run).items()}
+    curves: dict[str, Curve] = {}
+    for run in args.runs:
+        for name, curve in read_run(run).items():
+            curves[f"{run}: {name.split(': ')[-1]}" if name in curves else name] = curve
     if args.out:
         from mlxtx.files import write_bytes_atomic
 
-        picture = draw(curves, args.width or 960, args.height or 540)
-        write_bytes_atomic(args.out, png(picture))
+        width, height = args.width or 960, args.height or 540
+        if width < SMALLEST[0] or height < SMALLEST[1]:
+            raise MlxtxError(
+                "a picture has room for its numbers from {} by {} on".format(*SMALLEST)
+            )
+        write_bytes_atomic(args.out, png(draw(curves, width, height)))
         for number, name in enumerate(curves):
             print(f"{_hex(number)}  {name}")
         print(args.out)
@@ -77,9 +88,13 @@ def read_run(folder: str) -> dict[str, Curve]:
                 entry = json.loads(line)
             except ValueError:
                 continue  # the last line of a run that is being written
-            if entry.get("stage") == stage and entry.get("loss") is not None:
-                steps.append(float(entry["step"]))
-                losses.append(float(entry["loss"]))
+            if not isinstance(entry, dict) or entry.get("stage") != stage:
+                continue
+            step, loss = entry.get("step"), entry.get("loss")
+            # A validation loss that is no number has no place in the picture.
+            if isinstance(step, int | float) and isinstance(loss, int | float) and isfinite(loss):
+                steps.append(float(step))
+                losses.append(float(loss))
         if steps:
             curves[f"{name}: {about}"] = (steps, losses)
     if not curves:

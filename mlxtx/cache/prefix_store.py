@@ -59,7 +59,10 @@ class PrefixStore:
         self, cache: ModelCache, tokens: Sequence[int], *, fingerprint: str, title: str = ""
     ) -> Path:
         """Saves a cache of one sequence; what was not used for longest makes room for it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise MlxtxError(f"cannot make the folder {self.folder}: {error.strerror}") from error
         key = f"{fingerprint} {cache.settings} {list(tokens)}"
         path = self.folder / (hashlib.sha256(key.encode()).hexdigest()[:20] + SUFFIX)
         save_cache(path, cache, model=fingerprint, tokens=[tokens], title=title)

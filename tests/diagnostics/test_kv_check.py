@@ -112,6 +112,22 @@ def test_a_prefix_is_built_listed_used_and_deleted(capsys, tmp_path):
     assert capsys.readouterr().out.startswith("0.0 MB of")
 
 
+@pytest.mark.parametrize(
+    ("command", "options", "message"),
+    [
+        (cache_command, ["--folder", "FILE", "build", "MODEL", "--text", "FILE"], "cannot make"),
+        (cache_command, ["--budget", "nan", "list"], "--budget must be"),
+        (kv_check_command, ["MODEL", "--tokens", "-4"], "must be 1 or more"),
+    ],
+)
+def test_impossible_options_are_one_line(tmp_path, command, options, message):
+    text = tmp_path / "text.txt"
+    text.write_text("Answer kindly. " * 10)
+    given = {"FILE": str(text), "MODEL": str(tiny_folder())}
+    with pytest.raises(MlxtxError, match=message):
+        command([given.get(option, option) for option in options])
+
+
 def test_a_prefix_longer_than_prompts_can_share_is_refused(tmp_path):
     """Behind the trained context dynamic scaling turns all keys by angles of that length."""
     folder = write_tiny_model(

@@ -59,6 +59,44 @@ def test_the_terminal_shows_the_same(tmp_path, capsys):
     assert "run: training loss" in out and "run: validation loss" in out
 
 
+def test_runs_of_the_same_name_are_all_drawn(tmp_path, capsys):
+    """``adapters`` is the name of every run that was given none."""
+    for number, first in enumerate((4.0, 8.0)):
+        (tmp_path / str(number)).mkdir()
+        write_run(tmp_path / str(number) / "adapters", [first, 1.0])
+    runs = [str(tmp_path / str(number) / "adapters") for number in range(2)]
+    plot.main([*runs, "--out", str(tmp_path / "loss.png")])
+    told = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[1] for line in told[:-1]] == [
+        "adapters: training loss", "adapters: validation loss",
+        f"{runs[1]}: training loss", f"{runs[1]}: validation loss",
+    ]  # fmt: skip
+
+
+def test_losses_that_are_no_numbers_are_left_out(tmp_path, capsys):
+    write_run(tmp_path / "run", [4.0, float("nan"), float("inf"), 1.0])
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+        file.write('\n[1]\n"x"\n{"stage": "train", "loss": 1.0}\n')
+    assert plot.read_run(str(tmp_path / "run"))["run: training loss"] == ([1.0, 4.0], [4.0, 1.0])
+    plot.main([str(tmp_path / "run"), "--width", "60", "--height", "12"])
+    assert "run: training loss" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--out", "x.png", "--width", "10"], "from 120 by 80 on"),
+        (["--height", "-3"], "must be 1 or more, not -3"),
+        (["--height", "three"], "invalid int value: 'three'"),
+        (["--out", "."], "names no file"),
+    ],
+)
+def test_impossible_pictures_are_one_line(tmp_path, options, message):
+    write_run(tmp_path / "run", [4.0, 3.0])
+    with pytest.raises(MlxtxError, match=message):
+        plot.main([str(tmp_path / "run"), *options])
+
+
 def test_what_is_no_run(tmp_path):
     with pytest.raises(MlxtxError, match=r"has no metrics.jsonl"):
         plot.main([str(tmp_path)])
