@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
+import string
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache, wraps
 from typing import TYPE_CHECKING, Any
 
 from mlxtx.errors import MlxtxError
@@ -104,6 +106,59 @@ def _bounded(value: Any) -> Any:
     return value
 
 
+def _joined(parts: Iterable[str]) -> str:
+    """What jinja2 puts a rendering, a macro and a block together with."""
+    found, size = [], 0
+    for part in parts:
+        size += len(part)
+        if size > _LONGEST:
+            raise ValueError("it makes a text that is too long")
+        found.append(part)
+    return "".join(found)
+
+
+def _check_text(method: str, text: str, *values: Any) -> None:
+    """Raises ValueError where a text's method, or the filter of that name, would make it too long:
+    where it takes a width, fills in a form, or puts longer texts in the place of short ones."""
+    numbers = [value for value in values if isinstance(value, int)]
+    longest = max([32, *(len(value) for value in values if isinstance(value, str))])
+    size = len(text)
+    if method in ("center", "ljust", "rjust", "zfill"):
+        size = max([size, *numbers])
+    elif method == "expandtabs":
+        size += text.count("\t") * max([8, *numbers])
+    elif method == "indent":
+        size += (1 + text.count("\n")) * max([longest, *numbers])
+    elif method == "replace" and len(values) > 1:
+        size += text.count(str(values[0])) * len(str(values[1]))
+    elif method == "%":
+        forms = re.findall(r"%(?:\(.*?\))?([^a-zA-Z%]*)", text)
+        size += len(forms) * longest + max([0, *(_LONGEST * _wide(form, "*") for form in forms)])
+    elif method in ("format", "format_map"):
+        forms = [form or "" for _, _, form, _ in string.Formatter().parse(text)]
+        size += len(forms) * longest + max([0, *(_LONGEST * _wide(form, "{") for form in forms)])
+    if size > _LONGEST:
+        raise ValueError("it makes a text that is too long")
+
+
+def _checked(filter: Callable[..., Any], name: str, first: int) -> Callable[..., Any]:
+    """A filter of jinja2's that looks at its text, argument number ``first``, before it works."""
+    method = "%" if name == "format" else name
+
+    @wraps(filter)
+    def checked(*arguments: Any, **named: Any) -> Any:
+        values = (*arguments[first + 1 :], *named.values())
+        _check_text(method, str(arguments[first]), *values)
+        return filter(*arguments, **named)
+
+    return checked
+
+
+def _wide(form: str, given: str) -> bool:
+    """Whether the form of a field asks for a great width, or for one that is ``given`` with it."""
+    return given in form or re.search(r"\d{6}", form) is not None
+
+
 def _plain(value: Any) -> Any:
     """JSON data only: a template must not reach the methods of a caller's objects."""
     try:
@@ -161,19 +216,26 @@ def _environment() -> jinja2.Environment:
             return jinja2.nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
     class Sandbox(ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset(["*", "**", "+"])
+        intercepted_binops = frozenset(["*", "**", "+", "%"])
+        concat = staticmethod(_joined)
 
         def _parse(self, *source: Any) -> jinja2.nodes.Template:
             return Bounds().visit(super()._parse(*source))
 
         def call(self, *function: Any, **arguments: Any) -> Any:
             _budget.spend(10)  # about what it costs beside a turn of a loop
+            _, method, *values = function
+            text = getattr(method, "__self__", None)
+            if isinstance(text, str):
+                _check_text(method.__name__, text, *values, *arguments.values())
             return super().call(*function, **arguments)
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
             """The sandbox bounds ``range``; repeated strings and powers fill the memory too."""
             if operator == "**" and not (abs(left) <= 1e6 and abs(right) <= 64):
                 raise jinja2.sandbox.SecurityError("a power in the chat template is too large")
+            if operator == "%" and isinstance(left, str):
+                _check_text("%", left, *(right if isinstance(right, tuple) else [right]))
             for text, times in ((left, right), (right, left)):
                 repeats = isinstance(text, str | list | tuple) and isinstance(times, int)
                 if operator == "*" and repeats and len(text) * times > _LONGEST:
@@ -191,6 +253,9 @@ def _environment() -> jinja2.Environment:
         "mlxtx_counted": _counted,
         "mlxtx_bounded": _bounded,
     }
+    for name, first in (("center", 0), ("indent", 0), ("replace", 1), ("format", 0)):
+        environment.filters[name] = _checked(environment.filters[name], name, first)
+    environment.globals.pop("lipsum")  # makes up texts of any length
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     return environment

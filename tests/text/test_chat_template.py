@@ -100,6 +100,31 @@ def test_counting_changes_no_loop():
         ),
         (GROWING.format("x ~ ns.x"), "a text that is too long"),
         (GROWING.format("x + ns.x"), "a text that is too long"),
+        ("{% for i in range(99) %}{{ 'x' * 1000000 }}{% endfor %}", "a text that is too long"),
+        (
+            "{% macro m() %}{% for i in range(99) %}{{ 'x' * 1000000 }}{% endfor %}{% endmacro %}"
+            "{{ m() | length }}",
+            "a text that is too long",
+        ),
+        *(
+            ("{{ " + long + " }}", "a text that is too long")
+            for long in (
+                "'x' | center(99999999)",
+                "'x' | center(width=99999999)",
+                "'x'.ljust(99999999)",
+                "'x' | indent(99999999)",
+                "'\t'.expandtabs(99999999)",
+                "'7'.zfill(99999999)",
+                "('x' * 1000000) | replace('x', 'y' * 1000)",
+                "('x' * 1000000).replace('x', 'y' * 1000)",
+                "'%99999999d' % 1",
+                "'%*d' % (99999999, 1)",
+                "'%99999999d' | format(1)",
+                "'{:99999999}'.format(1)",
+                "'{:{}}'.format(1, 99999999)",
+                "('%s' * 100) % (('x' * 1000000,) * 100)",
+            )
+        ),
     ],
 )
 def test_broken_templates_are_one_line(source, message):
@@ -151,6 +176,16 @@ def test_named_templates():
 def test_variables_reach_the_template():
     source = "{{ bos_token }}{{ 'on' if enable_thinking else 'off' }}{{ tools is none }}"
     assert render(source, bos_token="<s>", enable_thinking=True) == "<s>onTrue"
+
+
+def test_texts_are_changed_as_ever():
+    """What is looked at for its length is then done as jinja2 does it."""
+    source = (
+        "{{ 'a' | center(3) }}|{{ 'a\nb' | indent(2) }}|{{ 'aba' | replace('a', 'c', 1) }}|"
+        "{{ 'aba'.replace('a', 'c') }}|{{ '%s: %03d%%' | format('x', 7) }}|{{ '%(k)5s' % {'k': 1} }}|"
+        "{{ '{{\"n\": {:>3}}}'.format(1) }}|{{ 7 % 4 }}|{{ 'a'.ljust(2) }}|{{ 'a b'.split() }}"
+    )
+    assert render(source) == (" a |a\n  b|cba|cbc|x: 007%|    1|{\"n\":   1}|3|a |['a', 'b']")
 
 
 def test_documents_are_none_unless_given():
