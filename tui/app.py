@@ -82,6 +82,7 @@ class MlxtxApp(Services):
         self.jobs = Jobs(self.bridge, self._job_changed)
         self.jobs_listeners: list[Callable[[LongJob], None]] = []
         self.training: TrainRun | None = None
+        self._load = 0  # the job that loads the model
         # Model -> its memory plan, or why there is none.
         self.plans: dict[str, dict[str, Any] | str] = {}
         for theme in THEMES:
@@ -155,6 +156,7 @@ class MlxtxApp(Services):
 
     def load_model(self, name: str, adapter: str = "") -> None:
         """Make ``name`` the model that answers, in the background."""
+        self._forget_load()
         old = self.model
         same = old if name == old.name else ModelState()
         self.model = ModelState(
@@ -163,8 +165,14 @@ class MlxtxApp(Services):
         load = Load(
             model=name, adapter=adapter or None, revision=same.revision, options=same.options
         )
-        self.bridge.submit(load, self._take_load)
+        self._load = self.bridge.submit(load, self._take_load)
         self._model_changed()
+
+    def _forget_load(self) -> None:
+        """What still loads is not wanted any more, and must not speak for what comes after it."""
+        if self.model.state == "loading":
+            self.bridge.stop(self._load)
+        self.bridge.forget(self._load)
 
     def ensure_model(self) -> None:
         """Load the chosen model again if it is not there: after a failure or a dead engine."""
@@ -173,6 +181,7 @@ class MlxtxApp(Services):
 
     def action_unload(self) -> None:
         """Give the model's memory back; the next message loads it again."""
+        self._forget_load()
         self.model = replace(self.model, state="none", memory=0)
         self.bridge.submit(Unload(), lambda event: None)
         self._model_changed()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
 
-from mlxtx.tui.clean import clean, size
+from mlxtx.tui.clean import clean, path_of, size
 
 from mlxtx.errors import MlxtxError
 
@@ -22,8 +23,8 @@ def mentioned(text: str) -> list[Path]:
         name = match[1] or match[2]
         # A sentence may end right after the path.
         for candidate in (name, name.rstrip(".,;:!?)")):
-            path = Path(candidate).expanduser()
-            if path.is_file():
+            path = path_of(candidate)
+            if os.path.isfile(path):  # which takes any text, however long
                 paths.append(path)
                 break
     return list(dict.fromkeys(paths))
@@ -55,7 +56,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def completions(word: str, limit: int = 8) -> list[str]:
     """Paths that begin with ``word`` (what stands after the @), folders with a slash."""
-    typed = Path(word).expanduser()
+    typed = path_of(word)
     folder, start = (typed, "") if word.endswith("/") or not word else (typed.parent, typed.name)
     try:
         found = sorted(folder.iterdir(), key=lambda p: (not p.is_dir(), p.name.lower()))

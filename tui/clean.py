@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from mlxtx.text.inert import inert
 
 
@@ -18,6 +21,11 @@ def one_line(text: str, width: int = 200) -> str:
     """``text`` cleaned, on one line, cut with an ellipsis at ``width`` characters."""
     text = " ".join(clean(text).split())
     return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def path_of(text: str) -> Path:
+    """The path that a person typed; ``~name`` stays as it is where nobody has that name."""
+    return Path(os.path.expanduser(text))
 
 
 def size(count: float) -> str:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from mlxtx.tui.store import Chat, Message, Store
+
+from mlxtx.settings import Sampling, checked
 
 _TITLE_LENGTH = 60
 
@@ -154,6 +157,8 @@ def import_chat(store: Store, text: str) -> Chat:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"it is no JSON (line {error.lineno})") from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     whole = value if isinstance(value, dict) else {"messages": value}
     rows, settings = whole.get("messages"), whole.get("settings")
     if not isinstance(rows, list) or not rows:
@@ -161,25 +166,37 @@ def import_chat(store: Store, text: str) -> Chat:
     messages = [_imported(row, number) for number, row in enumerate(rows, 1)]
     conversation = Conversation(store)
     conversation.chat.title = str(whole.get("title") or "")
-    conversation.chat.settings = settings if isinstance(settings, dict) else {}
-    numbers: dict[Any, int] = {}
+    conversation.chat.settings = _imported_settings(settings)
+    numbers: dict[str, int] = {}  # by the number in the file, whatever was written there
     last: int | None = None
     for row, message in zip(rows, messages, strict=True):
         if message.role == "system":
             conversation.change_settings(system=message.text)
             continue
-        parent = numbers.get(row["parent"]) if "parent" in row else last
+        parent = numbers.get(repr(row["parent"])) if "parent" in row else last
         last = conversation.add(message, parent).id
-        numbers[row.get("id", last)] = last
+        numbers[repr(row.get("id", last))] = last
     if not numbers:
         raise ValueError("it holds no messages")
     chat = conversation.chat
-    chat.head = numbers.get(whole.get("head"), chat.head)
+    chat.head = numbers.get(repr(whole.get("head")), chat.head)
     store.update_chat(chat.id, head=chat.head)
     return chat
 
 
 _EXPORTED = ("thinking", "thinking_seconds", "state", "model", "attachments", "stats")
+
+
+def _imported_settings(values: Any) -> dict[str, Any]:
+    """Those of a chat that are what they should be."""
+    if not isinstance(values, dict):
+        return {}
+    kept = {
+        name: values[name] for name in ("system", "preset") if isinstance(values.get(name), str)
+    }
+    if isinstance(values.get("sampling"), dict):
+        kept["sampling"] = checked(Sampling, values["sampling"], "", [])
+    return kept
 
 
 def _imported(row: Any, number: int) -> Message:
@@ -198,6 +215,15 @@ def _imported(row: Any, number: int) -> Message:
         and isinstance(part.get("name"), str)
         and isinstance(part.get("text"), str)
     ]
+    for part in message.attachments:
+        for name in ("bytes", "tokens"):
+            if type(part.get(name)) is not int:
+                part.pop(name, None)
+    message.stats = {
+        name: value
+        for name, value in message.stats.items()
+        if (isinstance(value, int | float) and math.isfinite(value)) or name == "error"
+    }
     if message.state not in ("done", "stopped", "failed", "lost"):
         message.state = "done"
     return message

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlxtx.tui.clean import clean, one_line
+from mlxtx.tui.clean import clean, one_line, path_of
 from mlxtx.tui.conversation import Conversation, import_chat
 from mlxtx.tui.store import Store
 from rich.text import Text
@@ -133,7 +133,7 @@ class Services(App[None]):
 
     def import_file(self, name: str) -> int | None:
         """Add the chat in a JSON file; gives its number."""
-        path = Path(name).expanduser()
+        path = path_of(name)
         try:
             chat = import_chat(self.store, path.read_text("utf-8", errors="replace"))
         except OSError as error:
@@ -162,3 +162,15 @@ class Services(App[None]):
         if self.chat is not None and self._shows(number):
             self.chat.open(Conversation(self.store))
         self.store.delete_chat(number)
+        if self.chat is not None:
+            self.chat.undo_deleted.append(("chat", number))
+
+    def restore_chat(self) -> bool:
+        """Bring back the chat that was deleted last; False when there is none."""
+        deleted = self.chat.undo_deleted if self.chat is not None else []
+        last = next((entry for entry in reversed(deleted) if entry[0] == "chat"), None)
+        if last is None:
+            return False
+        deleted.remove(last)
+        self.store.restore_chat(last[1])
+        return True

@@ -195,7 +195,7 @@ class ChatScreen(ChatActions):
             files = [attach.read(path) for path in attach.mentioned(text)]
         except MlxtxError as error:
             self.app.tell(str(error), "error")
-            self.composer.fill(text)
+            self.composer.give_back((text, pastes or []))
             return
         attachments = [*(pastes or []), *files]
         for part in attachments:
@@ -218,12 +218,14 @@ class ChatScreen(ChatActions):
         else:
             message = goes_on
             message.state = "streaming"
-            self.conversation.save(message, "state")
+            if not message.text:  # it was stopped while it thought: there is no beginning
+                message.thinking, message.thinking_seconds = "", 0.0
+            self.conversation.save(message, "state", "thinking", "thinking_seconds")
         self.figures = Figures(context_used=self.figures.context_used)
         reply = self.reply = Reply(self.conversation, message, self.figures)
         self.app.ensure_model()
         prompt = self.conversation.prompt(self.system)
-        job = Generate(messages=prompt, options=self._options(), goes_on=goes_on is not None)
+        job = Generate(messages=prompt, options=self._options(), goes_on=bool(message.text))
         reply.job = self.app.bridge.submit(job, self._take)
         self.transcript.following = True
         self.show_path()
@@ -284,13 +286,13 @@ class ChatScreen(ChatActions):
 
     def _reply_ended(self, reply: Reply) -> None:
         self.reply = None
-        if reply.message.state == "stopped" and self.queue:
-            # The reader wanted quiet: what waits goes back to the input instead of out.
-            waiting = "\n\n".join(text for text, _ in self.queue)
-            self.queue.clear()
-            self.composer.fill(waiting)
-        elif self.queue and reply.message.state == "done":
+        if self.queue and reply.message.state == "done":
             self.send(*self.queue.pop(0))
+        elif self.queue:
+            # The reader wanted quiet, or nobody can answer: what waits goes back to the input.
+            waiting = [*self.queue]
+            self.queue.clear()
+            self.composer.give_back(*waiting)
 
     def _drop_reply(self) -> None:
         """Stop a running reply for good: its text is kept, its later events are not wanted."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING, Any
 
-from mlxtx.tui.clean import clean, duration, one_line, size
+from mlxtx.tui.clean import clean, duration, one_line, path_of, size
 from mlxtx.tui.conversation import Conversation
 from mlxtx.tui.reply import Reply
 from mlxtx.tui.store import Message
@@ -103,7 +103,7 @@ class ChatActions(Screen[None]):
         message = self._target("user")
         if message is not None and self._idle():
             self.editing = message
-            self.composer.fill(message.text)
+            self.composer.rewrite(message.text, message.attachments)
             self.composer.border_title = "editing · enter sends it beside the old one · esc cancels"
             self.composer.focus()
 
@@ -195,7 +195,6 @@ class ChatActions(Screen[None]):
         number = self.conversation.chat.id
         if number:
             self.app.delete_chat(number)
-            self.undo_deleted.append(("chat", number))
             self.app.tell("The chat was deleted. /undo brings it back.")
 
     def action_undo(self) -> None:
@@ -223,10 +222,10 @@ class ChatActions(Screen[None]):
             self.app.action_models()
 
     def action_adapter(self, folder: str = "") -> None:
-        if folder and not Path(folder).expanduser().is_dir():
+        if folder and not os.path.isdir(path_of(folder)):
             self.app.tell(f"There is no folder {one_line(folder)}.", "error")
             return
-        self.app.load_model(self.app.model.name, str(Path(folder).expanduser()) if folder else "")
+        self.app.load_model(self.app.model.name, str(path_of(folder)) if folder else "")
 
     def action_kv(self, setting: str = "") -> None:
         self.app.model.kv = setting
@@ -314,7 +313,7 @@ class ChatActions(Screen[None]):
         kind, _, path = text.partition(" ")
         if kind not in ("md", "json"):
             kind, path = "md", text
-        target = Path(path.strip()).expanduser() if path.strip() else Path(self._file_name(kind))
+        target = path_of(path.strip() or self._file_name(kind))
         self.app.save_text(
             target,
             self.conversation.to_json() if kind == "json" else self.conversation.to_markdown(),

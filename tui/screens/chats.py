@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlxtx.tui.actions import bindings
-from mlxtx.tui.clean import clean, one_line
+from mlxtx.tui.clean import clean, one_line, path_of
 from mlxtx.tui.conversation import Conversation
 from mlxtx.tui.screens.dialogs import Ask
 from mlxtx.tui.store import Chat, Found
@@ -33,7 +32,6 @@ class ChatsScreen(Screen[None]):
     def __init__(self, words: str = "") -> None:
         super().__init__()
         self._words = words
-        self._deleted: list[int] = []
 
     def compose(self) -> ComposeResult:
         self.search = Input(self._words, placeholder="Search all messages", classes="search")
@@ -104,13 +102,11 @@ class ChatsScreen(Screen[None]):
     def action_delete(self) -> None:
         if chat := self._chat:
             self.app.delete_chat(chat.id)
-            self._deleted.append(chat.id)
             self._fill()
             self.app.tell(f"Deleted {chat.title}. u brings it back.")
 
     def action_undo(self) -> None:
-        if self._deleted:
-            self.app.store.restore_chat(self._deleted.pop())
+        if self.app.restore_chat():
             self._fill()
         else:
             self.app.tell("There is nothing to undo.", "warning")
@@ -123,7 +119,7 @@ class ChatsScreen(Screen[None]):
         def done(path: str | None) -> None:
             if path:
                 text = Conversation(self.app.store, chat).to_json()
-                self.app.save_text(Path(path).expanduser(), text)
+                self.app.save_text(path_of(path), text)
 
         self.app.push_screen(Ask("Export all branches as JSON to", f"chat-{chat.id}.json"), done)
 

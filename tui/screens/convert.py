@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mlxtx.tui.clean import one_line, size
+from mlxtx.tui.clean import one_line, path_of, size
 from mlxtx.tui.library import LocalModel
 from mlxtx.tui.widgets.choice import Choice
 from textual.app import ComposeResult
@@ -76,10 +76,10 @@ class ConvertScreen(ModalScreen[None]):
             options["bits"], ending = int(bits), f"{bits}bit"
         else:
             options, ending = {"dtype": "bfloat16", "dequantize": True}, "bf16"
-        out = Path(self.out.value.strip()).expanduser()
+        out = path_of(self.out.value.strip())
         if out == self.app.converted_folder / self._model.name.rsplit("/", 1)[-1]:
             out = out.with_name(f"{out.name}-{ending}")
-        if out.exists():
+        if os.path.exists(out):
             self.app.tell(f"{out} exists already; name another folder.", "error")
             return
         # A Hub id would be looked up again; the folder is what was chosen.

@@ -86,11 +86,11 @@ class ModelsScreen(Screen[None]):
         self.title_bar.set(f"Models {where}", self.app.model.label)
         self.search.placeholder = "Search the Hub" if self._on_hub else "Filter by name"
         self.rows.columns = _HUB if self._on_hub else _HERE
+        self._local = local_models(self.app.model_folders)
         if self._on_hub:
             self._fill_hub()
             self._search_hub()
         else:
-            self._local = local_models(self.app.model_folders)
             self._fill_here()
 
     def _fill_here(self) -> None:

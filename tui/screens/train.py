@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxtx.tui.actions import bindings
-from mlxtx.tui.clean import clean, duration, one_line, size
+from mlxtx.tui.clean import clean, duration, one_line, path_of, size
 from mlxtx.tui.jobs import LongJob
 from mlxtx.tui.training import TrainRun, read_run
 from mlxtx.tui.widgets.bars import Hints, TitleBar
@@ -164,8 +164,8 @@ class TrainScreen(Screen[None]):
             self.app.tell("Name the data first: a JSONL file, or a folder with them.", "warning")
             self.data.focus()
             return None
-        path = Path(text).expanduser()
-        return str(path) if path.exists() else text
+        path = path_of(text)
+        return str(path) if os.path.exists(path) else text
 
     def action_preview(self) -> None:
         data, options = self._data_path(), self._options()

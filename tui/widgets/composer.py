@@ -111,6 +111,35 @@ class Composer(TextArea):
         self.load_text(text)
         self.move_cursor(self.document.end)
 
+    def give_back(self, *sent: tuple[str, list[dict[str, Any]]]) -> None:
+        """Put messages that were not sent after all in front of what is being written."""
+        texts = [self._with_pastes(*message) for message in sent]
+        self.fill("\n\n".join([*texts, *([self.text] if self.text.strip() else [])]))
+
+    def rewrite(self, text: str, attachments: list[dict[str, Any]]) -> None:
+        """Put a message in the input; what stood there comes back with Up."""
+        if self.text.strip():
+            self.sent.append(self.text)
+        self._recalled = None
+        self.fill(self._with_pastes(text, attachments))
+
+    def _with_pastes(self, text: str, attachments: list[dict[str, Any]]) -> str:
+        """``text``, whose marks stand for its long pastes again."""
+        pasted = {part["name"]: part["text"] for part in attachments}
+
+        def mark(match: re.Match[str]) -> str:
+            name = f"pasted text {match[1]}"
+            return self._mark(pasted[name]) if name in pasted else match[0]
+
+        return _PASTE_MARK.sub(mark, text)
+
+    def _mark(self, text: str) -> str:
+        """What stands for a long paste in the input."""
+        number = len(self._pastes) + 1
+        self._pastes[number] = text
+        lines = text.count("\n") + 1
+        return f"[pasted text {number}: {lines:,} lines, {size(len(text.encode()))}]"
+
     # Keys
 
     async def _on_key(self, event: events.Key) -> None:
@@ -173,10 +202,7 @@ class Composer(TextArea):
         event.prevent_default()
         text = clean(event.text)
         if len(text) > _LONGEST_PASTE or text.count("\n") > _LONGEST_PASTE_LINES:
-            number = len(self._pastes) + 1
-            self._pastes[number] = text
-            lines = text.count("\n") + 1
-            text = f"[pasted text {number}: {lines:,} lines, {size(len(text.encode()))}] "
+            text = f"{self._mark(text)} "
         if result := self._replace_via_keyboard(text, *self.selection):
             self.move_cursor(result.end_location)
 
@@ -219,5 +245,7 @@ class Composer(TextArea):
         match = _WORD.search(self.document[row][:column])
         assert match is not None
         start = (row, match.start(1) - 1)
+        if " " in chosen and not chosen.endswith("/"):
+            chosen = f'@"{chosen[1:]}"'
         ending = "" if chosen.endswith("/") else " "
         self._replace_via_keyboard(chosen + ending, start, (row, column))
