@@ -52,7 +52,9 @@ class Decoder(nn.Module):
         if embedding.multiplier != 1.0:
             x = x * mx.array(embedding.multiplier, dtype=x.dtype)
         if embedding.positions:
-            rows = mx.maximum(step.query_positions, 0) + embedding.position_offset
+            # Padding lies before the table; a row that is done and fed on with others, behind it.
+            last_row = embedding.positions - 1 - embedding.position_offset
+            rows = mx.clip(step.query_positions, 0, last_row) + embedding.position_offset
             if embedding.sinusoidal:
                 x = x + sinusoidal_table(embedding.positions, x.shape[-1])[rows].astype(x.dtype)
             else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
@@ -131,8 +131,11 @@ class Completion:
 class _Row:
     """The text of one sequence while its tokens arrive."""
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], options: Options) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, prompt: Sequence[int], options: Options, limit: int
+    ) -> None:
         self.prompt = prompt
+        self.room = min(options.max_tokens, limit - len(prompt) + 1)  # the last one is not fed
         self.ends = frozenset() if options.ignore_end else tokenizer.eos_ids
         self.stream = tokenizer.stream()
         self.stops = StopStrings(options.stops)
@@ -230,13 +233,12 @@ class Generation:
             _check_prompt(prompt, limit, model.config.vocabulary)
         if session is not None and len(prompts) > 1:
             raise MlxtxError("a session holds one conversation; give it one prompt at a time")
-        room = limit - max((len(prompt) for prompt in prompts), default=0) + 1
-        self.options = replace(options, max_tokens=min(options.max_tokens, room))
+        self.options = options
         self.model = model
         self.seeds = seeds
         self.session = session
         self._turn = -1
-        self.rows = [_Row(tokenizer, prompt, options) for prompt in prompts]
+        self.rows = [_Row(tokenizer, prompt, options, limit) for prompt in prompts]
         self.reused = 0
 
     def events(self) -> Iterator[tuple[int, Event]]:
@@ -273,7 +275,7 @@ class Generation:
             prompts,
             cache=self._cache,
             sampler=Sampler(options, prompts, self.model.config.vocabulary, self.seeds),
-            max_tokens=options.max_tokens,
+            max_tokens=max(row.room for row in self.rows),
             prefill_chunk=options.prefill_chunk,
             logprobs=options.logprobs,
             should_stop=options.should_stop,
@@ -290,10 +292,9 @@ class Generation:
                 raise MlxtxError(
                     "the session was given another prompt meanwhile; this answer can't go on"
                 )
-        full = all(row.reason or len(row.tokens) >= options.max_tokens for row in self.rows)
         for index, row in enumerate(self.rows):
             if row.reason is None:
-                yield from self._end(index, "length" if full else "stopped")
+                yield from self._end(index, "stopped")
 
     def _take(self, step: TokenStep) -> Iterator[tuple[int, Event]]:
         if self.session is not None:
@@ -302,8 +303,8 @@ class Generation:
             if row.reason is None:
                 logprob = step.logprobs[index] if step.logprobs else None
                 yield index, row.push(step.tokens[index], logprob)
-                if row.reason is not None:
-                    yield from self._end(index, row.reason)
+                if row.reason is not None or len(row.tokens) == row.room:
+                    yield from self._end(index, row.reason or "length")
 
     def _end(self, index: int, reason: str) -> Iterator[tuple[int, Event]]:
         row = self.rows[index]
@@ -324,7 +325,7 @@ class Generation:
                 self.model,
                 row.prompt,
                 beams=options.beams,
-                max_tokens=options.max_tokens,
+                max_tokens=row.room,
                 length_penalty=options.length_penalty,
                 ends=row.ends,
                 kv=options.kv,
@@ -336,7 +337,7 @@ class Generation:
                 yield index, row.push(token, None)
                 if row.reason is not None:
                     break
-            full = len(row.tokens) >= options.max_tokens
+            full = len(row.tokens) >= row.room
             yield from self._end(index, "length" if full else "stopped")
 
     def stats(self, index: int) -> Stats:

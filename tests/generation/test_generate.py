@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlxtx.decoder.model import DecoderModel
 from mlxtx.errors import MlxtxError
 from mlxtx.events import Delta, Done, Prefill
 from mlxtx.generation.generate import Generation, Options
@@ -175,6 +178,21 @@ def test_text_stays_within_the_context():
     assert len(model.generate([5] * 16).tokens) == 1
     with pytest.raises(MlxtxError, match="17 tokens, more than the model's context of 16"):
         model.generate([5] * 17)
+
+
+@pytest.mark.parametrize("table", [0, 16])  # rows of learned positions
+def test_each_row_of_a_batch_has_its_own_room_in_the_context(table):
+    model = tiny_language_model(max_position_embeddings=16)
+    config = model.model.config
+    embedding = replace(config.embedding, positions=table)
+    mx.random.seed(0)
+    model = LanguageModel(DecoderModel(replace(config, embedding=embedding)), model.tokenizer)
+    prompts = [[5] * 12, [6, 7, 8], [9]]
+    batch = model.generate_batch(prompts, max_tokens=10, ignore_end=True)
+    assert [len(completion.tokens) for completion in batch] == [5, 10, 10]
+    for prompt, completion in zip(prompts, batch, strict=True):
+        alone = model.generate(prompt, max_tokens=10, ignore_end=True)
+        assert (completion.tokens, completion.finish_reason) == (alone.tokens, "length")
 
 
 # --- bad input ------------------------------------------------------------------------------
