@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -250,7 +251,7 @@ class ChatSession:
         """Adds the user's ``text`` and streams the answer; what arrived is kept, however it ends.
         An answer that was left and is still held somewhere ends here."""
         left = self._answering()
-        if left is not None:
+        if left is not None and inspect.getgeneratorstate(left) == inspect.GEN_SUSPENDED:
             left.close()
         answer = self._answer(text, options)
         self._answering = weakref.ref(answer)

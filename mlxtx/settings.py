@@ -103,7 +103,7 @@ def load_settings(path: Path | None = None) -> tuple[Settings, list[str]]:
     """The settings in ``path`` and one line for each thing in it that could not be used."""
     path = path or settings_path()
     try:
-        values = tomllib.loads(path.read_bytes().decode("utf-8"))
+        values = tomllib.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:
         return Settings(), []
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -228,7 +228,7 @@ def _save(table: str, name: str, value: Any, path: Path) -> None:
     from mlxtx.files import write_text_atomic
 
     try:
-        text = path.read_text("utf-8") if path.exists() else ""
+        text = path.read_text("utf-8-sig") if path.exists() else ""
         before = tomllib.loads(text)
     except (UnicodeDecodeError, tomllib.TOMLDecodeError):
         path.replace(path.with_name(path.name + ".broken"))

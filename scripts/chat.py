@@ -122,6 +122,8 @@ class Loop:
                 print(inert(self.command(text)))
             else:
                 self.answer(text)
+        except KeyboardInterrupt:  # a second one, before the first was seen
+            print()
         except Exception as error:
             print(one_line(error), file=sys.stderr)
 

@@ -120,3 +120,32 @@ def test_no_command_ends_the_loop(line, capsys):
     Loop(tiny_language_model().chat(), {}, stats=False).take(line)
     shown = capsys.readouterr()
     assert shown.out == "" and shown.err.startswith("mlxtx: ") and shown.err.count("\n") == 1
+
+
+def test_an_impatient_second_ctrl_c_does_not_lose_the_conversation():
+    import signal
+
+    from mlxtx.scripts.chat import Loop
+
+    loop = Loop(tiny_language_model().chat(), {"max_tokens": 3}, stats=False)
+    loop.take("Hello")
+    asked = loop.chat.model.stream
+
+    def impatient(*arguments, **options):
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+        yield from asked(*arguments, **options)
+
+    loop.chat.model = Impatient(loop.chat.model, impatient)
+    loop.take("More")
+    loop.chat.model = loop.chat.model.model
+    assert [message["role"] for message in loop.chat.messages] == ["user", "assistant"]
+    loop.take("More")
+    assert len(loop.chat.messages) == 4
+
+
+class Impatient:
+    """A model whose user presses Ctrl-C twice while it reads the prompt."""
+
+    def __init__(self, model, stream):
+        self.model, self.stream = model, stream

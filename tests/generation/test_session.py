@@ -214,6 +214,13 @@ def test_an_answer_left_and_still_held_ends_with_the_next_message(model):
     assert chat.messages[3]["content"] == fresh.text
 
 
+def test_answers_asked_for_ahead_are_given_one_after_the_other(model):
+    chat = model.chat()
+    for answer in [chat.stream(text, max_tokens=3) for text in ("Hello", "More")]:
+        assert isinstance(list(answer)[-1], Done)
+    assert [message["content"] for message in chat.messages[::2]] == ["Hello", "More"]
+
+
 def test_messages_taken_away_in_the_middle_of_an_answer(model):
     chat = model.chat()
     for _ in chat.stream("Hello", max_tokens=3):

@@ -148,6 +148,14 @@ def test_saving_in_a_layout_the_editor_does_not_know(tmp_path: Path) -> None:
     }
 
 
+def test_a_mark_of_the_byte_order_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_bytes('# mine\r\ntheme = "nord"\r\n'.encode("utf-8-sig"))
+    assert load_settings(path) == (Settings(theme="nord"), [])
+    save_setting("", "plain", True, path)
+    assert path.read_text() == '# mine\ntheme = "nord"\nplain = true\n'
+
+
 def test_saving_over_a_broken_file_keeps_it_beside(tmp_path: Path) -> None:
     path = tmp_path / "settings.toml"
     path.write_text("theme = ")
