@@ -240,7 +240,7 @@ def _tokens(folder: Path, text: Path) -> list[list[int]]:
     from mlxtx.text.tokenizer import Tokenizer
 
     try:
-        content = text.read_text(encoding="utf-8")
+        content = text.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise MlxtxError(f"cannot read the text {text}: {error}") from None
     ids = Tokenizer.load(folder).encode(content)

@@ -18,7 +18,7 @@ import mlx.nn as nn
 
 from mlxtx.errors import MlxtxError
 from mlxtx.files import write_json_atomic
-from mlxtx.tuning.lora import LowRank, input_width
+from mlxtx.tuning.lora import LEAVES, LowRank, input_width
 from mlxtx.tuning.state import save_arrays
 from mlxtx.tuning.targets import (
     adaptable,
@@ -30,7 +30,6 @@ from mlxtx.tuning.targets import (
 from mlxtx.tuning.trees import named, nested
 
 WEIGHTS_FILE, CONFIG_FILE = "adapters.safetensors", "adapter_config.json"
-_LEAVES = ("lora_a", "lora_b", "m")
 
 
 @dataclass
@@ -182,7 +181,7 @@ def _check(adapter: Adapter, model: Any, folder: Path) -> None:
     whole = named(model.parameters())
     for name, array in adapter.weights.items():
         path, _, leaf = name.rpartition(".")
-        if leaf not in _LEAVES:
+        if leaf not in LEAVES:
             if name not in whole or whole[name].shape != array.shape:
                 raise MlxtxError(f"{folder} is for another base: it has {name} {array.shape}")
             continue
@@ -247,7 +246,7 @@ class Adapters:
 
 def put_on(model: Any, adapter: Adapter) -> dict[str, mx.array]:
     """Puts an adapter on the model; what it replaced of the base is returned."""
-    own = {n: a for n, a in adapter.weights.items() if n.rsplit(".", 1)[-1] in _LEAVES}
+    own = {n: a for n, a in adapter.weights.items() if n.rsplit(".", 1)[-1] in LEAVES}
     whole = {n: a for n, a in adapter.weights.items() if n not in own}
     current = named(model.parameters())
     replaced = {name: current[name] for name in whole}

@@ -91,7 +91,7 @@ def held_out(
 
 def _text(language_model: LanguageModel, path: Path, max_length: int) -> list[Sample]:
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise MlxtxError(f"can't read {path}: {error}") from None
     tokens = language_model.tokenizer.encode(text)

@@ -25,6 +25,7 @@ from mlxtx.tuning.lora import _Adapter, dense_weight, plain_layer
 from mlxtx.tuning.model_files import save_model
 from mlxtx.tuning.samples import Sample, sample
 from mlxtx.tuning.targets import adapters_in
+from mlxtx.tuning.trees import named, nested
 
 AUTO_BITS = (4, 5, 6, 8)
 _FLOATS = {"F16": mx.float16, "BF16": mx.bfloat16, "F32": mx.float32}
@@ -110,7 +111,7 @@ def fuse(
         )
     if dequantize:
         unpack_all(net)
-    net.set_dtype(stored)
+    as_stored(net, folder, stored)
     save_model(net, config, out, folder)
     return FuseReport(**{**asdict(report), "written": True})
 
@@ -222,6 +223,19 @@ def unpack_all(net: Any) -> None:
             layer = plain_layer(module, dense_weight(module))
             mx.eval(layer.parameters())
             net.update_modules(tree_unflatten([(path, layer)]))
+
+
+def as_stored(net: Any, folder: Path, stored: mx.Dtype) -> None:
+    """Gives all weights the checkpoint's type again, but for those that it keeps in float32."""
+    from mlxtx.checkpoint import Checkpoint
+    from mlxtx.checkpoint.weights import describe
+
+    kept = {n for n, f in describe(Checkpoint(folder))[1].forms.items() if f.dtype == mx.float32}
+    weights = {
+        n: a for n, a in named(net.parameters()).items() if mx.issubdtype(a.dtype, mx.floating)
+    }
+    changed = {n: a.astype(mx.float32 if n in kept else stored) for n, a in weights.items()}
+    net.update(nested(changed))
 
 
 def stored_dtype(folder: Path) -> mx.Dtype:

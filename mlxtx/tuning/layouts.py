@@ -17,7 +17,7 @@ from mlxtx.errors import MlxtxError
 from mlxtx.families import family_for
 from mlxtx.naming.map import Layout
 from mlxtx.naming.transforms import Chain, Same, Split, Stacked, Transform, Transposed
-from mlxtx.tuning.lora import EMBEDDING, EXPERTS, LowRank, input_width
+from mlxtx.tuning.lora import EMBEDDING, EXPERTS, LEAVES, LowRank, input_width
 from mlxtx.tuning.targets import adaptable
 
 
@@ -75,6 +75,9 @@ def to_ours(tie: Tie, parts: Sequence[Part]) -> dict[str, Part]:
     """The adapters of all their modules as ours."""
     steps = _steps(tie.transform, tie)
     how, stacked = parts[0].how, any(isinstance(s, Stacked) for s in steps)
+    if stacked:  # all in one array: of one rank, and of one scale
+        how = replace(how, rank=max(p.how.rank for p in parts))
+        parts = [_padded(_scaled(p, how.scale), how.rank) for p in parts]
     a = mx.stack([p.a for p in parts]) if stacked else parts[0].a
     bs = _apply(steps, [p.b for p in parts], -2)
     ms = [p.m for p in parts]
@@ -98,7 +101,7 @@ def to_theirs(tie: Tie, parts: Mapping[str, Part], rows: Mapping[str, int]) -> d
             bs.append(mx.zeros((*lead, rows[path], total), first.b.dtype))
             continue
         wide = [(0, 0)] * (part.b.ndim - 1)
-        b = part.b * (part.how.scale / first.how.scale)
+        b = _scaled(part, first.how.scale).b
         bs.append(mx.pad(b, [*wide, (start, total - start - part.how.rank)]))
         start += part.how.rank
     a = mx.concatenate([parts[p].a for p in tie.ours if p in parts], axis=-2)
@@ -164,12 +167,20 @@ def in_layout(adapter: Any, model: Any, config: Mapping[str, Any], layout: Layou
             found[name] = (part, modules[tie.ours[0]])
     rank = max(part.how.rank for part, _ in found.values())
     layers: dict[str, LowRank] = {}
-    weights = {n: a for n, a in adapter.weights.items() if n.rpartition(".")[2] == "weight"}
+    weights = {n: a for n, a in adapter.weights.items() if n.rpartition(".")[2] not in LEAVES}
     for name, (part, module) in found.items():
         wide = _padded(part, rank)
         layers[name] = wide.how
         weights |= weights_from(module, wide, name)
     return replace(adapter, layers=layers, weights=weights)
+
+
+def _scaled(part: Part, scale: float) -> Part:
+    """The same adapter, told with another scale."""
+    if part.how.scale == scale:
+        return part
+    b = (part.b * (part.how.scale / scale)).astype(part.b.dtype)
+    return replace(part, b=b, how=replace(part.how, scale=scale))
 
 
 def _padded(part: Part, rank: int) -> Part:
@@ -195,7 +206,7 @@ def from_layout(adapter: Any, model: Any, config: Mapping[str, Any], layout: Lay
         module = modules[tie.ours[0]]
         parts = [part_from(module, left.pop(n), weights, n) for n in tie.theirs]
         for name in tie.theirs:
-            for leaf in ("lora_a", "lora_b", "m"):
+            for leaf in LEAVES:
                 weights.pop(f"{name}.{leaf}", None)
         for path, part in to_ours(tie, parts).items():
             layers[path] = part.how

@@ -20,6 +20,8 @@ import mlx.nn as nn
 from mlxtx.decoder.experts import ExpertLinear, QuantizedExpertLinear
 from mlxtx.errors import MlxtxError
 
+LEAVES = ("lora_a", "lora_b", "m")  # an adapter's own weights
+
 
 @dataclass(frozen=True)
 class LowRank:
@@ -77,11 +79,11 @@ class _Adapter(nn.Module):
 
     def trained(self) -> dict[str, mx.array]:
         """The adapter's own weights."""
-        return {name: self[name] for name in ("lora_a", "lora_b", "m") if name in self}
+        return {name: self[name] for name in LEAVES if name in self}
 
     def freeze_base(self) -> None:
         self.freeze()
-        self.unfreeze(recurse=False, keys=["lora_a", "lora_b", "m"])
+        self.unfreeze(recurse=False, keys=list(LEAVES))
 
     def fused_weight(self) -> mx.array:
         """The base's weight with the adapter inside, float32."""

@@ -14,7 +14,7 @@ from mlxtx.errors import MlxtxError
 from mlxtx.files import write_json_atomic
 from mlxtx.tuning.adapters import CONFIG_FILE, Adapter, read_weights
 from mlxtx.tuning.layouts import Part, parts_of, ties, to_ours, to_theirs, weights_from
-from mlxtx.tuning.lora import EMBEDDING, LowRank
+from mlxtx.tuning.lora import EMBEDDING, LEAVES, LowRank
 from mlxtx.tuning.state import save_arrays
 from mlxtx.tuning.targets import adaptable
 
@@ -97,10 +97,8 @@ def _ours(
     whole: Mapping[str, mx.array], model: Any, family_config: Mapping[str, Any]
 ) -> dict[str, mx.array]:
     names = {t.theirs[0]: t.ours[0] for t in ties(model, family_config, "hf") if len(t.ours) == 1}
-    return {
-        f"{names.get(n.removesuffix('.weight'), n.removesuffix('.weight'))}.weight": a
-        for n, a in whole.items()
-    }
+    parts = {n: n.rpartition(".") for n in whole}
+    return {f"{names.get(path, path)}.{leaf}": whole[n] for n, (path, _, leaf) in parts.items()}
 
 
 def _how(config: Mapping[str, Any], name: str, found: Mapping[str, mx.array]) -> LowRank:
@@ -140,12 +138,13 @@ def write_peft(
     parts = parts_of(model, adapter.layers, adapter.weights)
     tensors: dict[str, mx.array] = {}
     hows: dict[str, LowRank] = {}
-    whole = {n: a for n, a in adapter.weights.items() if n.rpartition(".")[2] == "weight"}
+    whole = {n: a for n, a in adapter.weights.items() if n.rpartition(".")[2] not in LEAVES}
     renamed: dict[str, mx.array] = {}
     for tie in ties(model, family_config, "hf"):
-        for path in tie.ours:
-            if f"{path}.weight" in whole:
-                renamed[f"{tie.theirs[0]}.weight"] = whole[f"{path}.weight"]
+        if len(tie.ours) == len(tie.theirs) == 1 and not _is_conv(tie):
+            for leaf in ("weight", "bias"):
+                if f"{tie.ours[0]}.{leaf}" in whole:
+                    renamed[f"{tie.theirs[0]}.{leaf}"] = whole.pop(f"{tie.ours[0]}.{leaf}")
         own = {path: parts[path] for path in tie.ours if path in parts}
         if not own:
             continue
@@ -160,6 +159,8 @@ def write_peft(
                 tensors[f"{_PREFIX}{name}.lora_B.weight"] = part.b
             if part.m is not None:
                 tensors[f"{_PREFIX}{name}.lora_magnitude_vector"] = part.m
+    if whole:
+        raise MlxtxError(f"{min(whole)} was trained as it is, which PEFT's files can't tell")
     tensors |= {_PREFIX + name: array for name, array in renamed.items()}
     first = next(iter(hows.values()), LowRank())
     transposed = any(_is_conv(t) for t in ties(model, family_config, "hf") if t.theirs[0] in hows)

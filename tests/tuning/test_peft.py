@@ -238,3 +238,54 @@ def test_peft_adapters_of_tied_embeddings_alone_are_refused(tmp_path):
     )
     with pytest.raises(MlxtxError, match="which are one in this model"):
         load_adapter(net, tmp_path, tied)
+
+
+def test_experts_of_different_ranks_and_scales_are_stacked(tmp_path):
+    """As PEFT's rank_pattern and alpha_pattern make them."""
+    net = made(MIXTRAL)
+    plain = np.array(net(TOKENS))
+    name = "model.layers.0.block_sparse_moe.experts.{}.w1"
+    ranks, alphas, keys = (2, 3, 5, 2), (4.0, 3.0, 20.0, 1.0), mx.random.split(mx.random.key(5), 8)
+    tensors, deltas = {}, []
+    for e, (rank, alpha) in enumerate(zip(ranks, alphas, strict=True)):
+        a = mx.random.normal((rank, 32), key=keys[2 * e])
+        b = mx.random.normal((64, rank), key=keys[2 * e + 1])
+        tensors[f"base_model.model.{name.format(e)}.lora_A.weight"] = a
+        tensors[f"base_model.model.{name.format(e)}.lora_B.weight"] = b
+        deltas.append(alpha / rank * (b @ a))
+    config = {
+        "peft_type": "LORA",
+        "r": 2,
+        "lora_alpha": 4.0,
+        "rank_pattern": {name.format(e): rank for e, rank in enumerate(ranks)},
+        "alpha_pattern": {name.format(e): alpha for e, alpha in enumerate(alphas)},
+    }
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    mx.save_safetensors(str(tmp_path / "adapter_model.safetensors"), tensors)
+    load_adapter(net, tmp_path, MIXTRAL)
+    found = np.array(net(TOKENS))
+    remove_adapters(net)
+    layer = net.model.layers[0].mlp.switch_mlp.gate_proj
+    layer.weight = layer.weight + mx.stack(deltas)
+    wanted = np.array(net(TOKENS))
+    assert np.abs(found - wanted).max() < 1e-3 < np.abs(wanted - plain).max()
+
+
+PHI = {**LLAMA, "model_type": "phi", "layer_norm_eps": 1e-5, "partial_rotary_factor": 0.5}
+PHI = {k: v for k, v in PHI.items() if k != "rms_norm_eps"}
+
+
+def test_a_bias_trained_whole_is_kept(tmp_path):
+    net = made(PHI, ["o_proj"], LowRank(rank=2))
+    net.lm_head.unfreeze()
+    net.lm_head.bias = mx.arange(61) / 10
+    wanted, adapter = np.array(net(TOKENS)), adapter_of(net)
+    save_adapter(in_layout(adapter, net, PHI, "mlx"), tmp_path / "mlx", 2)
+    write_peft(adapter, tmp_path / "peft", net, PHI)
+    for folder in ("mlx", "peft"):
+        again = made(PHI)
+        load_adapter(again, tmp_path / folder, PHI)
+        assert np.abs(np.array(again(TOKENS)) - wanted).max() < 1e-4
+    net.model.norm.unfreeze()
+    with pytest.raises(MlxtxError, match=r"model\.norm\.\w+ was trained as it is"):
+        write_peft(adapter_of(net), tmp_path / "no", net, PHI)
