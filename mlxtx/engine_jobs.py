@@ -57,6 +57,7 @@ def _loaded(job: engine.Load, running: Running) -> dict[str, Any]:
     report = _without_loaded(running.report)
     folder = resolve(job.model, job.revision, on_event=report)
     model = mlxtx.load(folder, on_event=report, **job.options)
+    model.name = job.model  # a cache setting may be stored for it under that name
     return {
         "model": model,
         "adapters": Adapters(model.model, model.config),

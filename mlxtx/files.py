@@ -103,15 +103,17 @@ def write_json_atomic(path: str | Path, value: Any) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """Others that ask for the same folder wait until the block ends; what is read and written
     within it loses nobody's change. Where the system or the disk has no such lock, nobody waits."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(ImportError, OSError):
-            import fcntl
+    handle = None
+    with suppress(ImportError, OSError):
+        import fcntl
 
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        handle = os.open(folder, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
         yield
     finally:
-        os.close(handle)
+        if handle is not None:
+            os.close(handle)
 
 
 def sync_folder(folder: Path) -> None:

@@ -108,6 +108,23 @@ def test_the_next_turn_reuses_a_cache_whose_setting_was_looked_up(desk: Desk, mo
     assert isinstance(events[-1], Done) and events[-1].stats.reused_tokens > 0
 
 
+def test_a_cache_setting_is_looked_up_by_the_name_of_the_model(
+    desk: Desk, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlxtx.diagnostics.kv_defaults import store_default_kv
+
+    monkeypatch.setenv("MLXTX_HOME", str(tmp_path))
+    monkeypatch.setattr("mlxtx.checkpoint.resolve", lambda *_, **__: model)
+    store_default_kv("owner/name", "k4v4g32")
+    assert isinstance(desk.run(Load(model="owner/name"))[-1], Done)
+    held = []
+    for kv in ("plain", "auto"):
+        events = desk.run(Generate(messages=HELLO, options={"max_tokens": 4, "kv": kv}))
+        assert isinstance(events[-1], Done)
+        held.append(events[-1].stats.cache_bytes)
+    assert held[1] < held[0] / 2
+
+
 def test_a_reply_goes_on_where_it_ended(desk: Desk, model: Path) -> None:
     loaded(desk, model)
     whole = desk.text(options={"max_tokens": 16})
