@@ -27,13 +27,17 @@ _CONNECT_SECONDS = 4.0
 def _load(job: engine.Load, running: Running) -> Done:
     start = time.perf_counter()
     state = running.state
-    key = (job.model, job.revision, repr(sorted(job.options.items())))
+    # Until all of it is there, nothing answers: a model without its adapter is another one.
+    state.pop("ready", None)
+    options = repr(sorted(job.options.items()))
+    key = (job.model, job.revision, options, _version(job.model, "*.safetensors"))
     if state.get("key") != key:
         # The old model goes first: two at once may not fit.
         _unload(engine.Unload(), running)
         state.update(_loaded(job, running), key=key, adapter=None)
     if state["adapter"] != _version(job.adapter):
         _switch_adapter(job.adapter, state)
+    state["ready"] = True
     running.emit(
         Loaded(
             model=job.model,
@@ -96,11 +100,11 @@ def _switch_adapter(folder: str | None, state: dict[str, Any]) -> None:
     state["adapter"] = version
 
 
-def _version(folder: str | None) -> tuple[str, list[int]] | None:
-    """Which adapter, as it lies there now: a run that goes on writes over its own."""
+def _version(folder: str | None, files: str = "adapter*") -> tuple[str, list[int]] | None:
+    """Which adapter or model, as it lies there now: a run that goes on writes over its own."""
     if folder is None:
         return None
-    return folder, [file.stat().st_mtime_ns for file in sorted(Path(folder).glob("adapter*"))]
+    return folder, [file.stat().st_mtime_ns for file in sorted(Path(folder).glob(files))]
 
 
 def _without_loaded(report: Callable[[Event], None]) -> Callable[[Event], None]:
@@ -118,7 +122,7 @@ def _unload(job: engine.Unload, running: Running) -> Done:
 
 
 def _model(running: Running) -> LanguageModel:
-    if "model" not in running.state:
+    if "ready" not in running.state:
         raise MlxtxError("No model is loaded. Choose one on the models screen (f3).")
     return running.state["model"]
 

@@ -75,7 +75,8 @@ def _cached(cache: Path) -> Iterator[LocalModel]:
 
 def _in_folder(folder: Path) -> Iterator[LocalModel]:
     for child in [folder, *_children(folder, "*"), *_children(folder, "*/*")]:
-        if (child / "config.json").is_file():
+        # A conversion that is not done, or was not proven, is no model yet.
+        if child.suffix not in (".partial", ".replaced") and (child / "config.json").is_file():
             name = child.name if child == folder else str(child.relative_to(folder))
             yield read_model(child, name, str(child))
 

@@ -57,7 +57,7 @@ class Services(App[None]):
     @property
     def model_folders(self) -> list[str]:
         """Where to look for models beside the Hub cache."""
-        return [*self.settings.model_folders, str(self.converted_folder)]
+        return [*self.settings.model_folders, str(self.converted_folder), str(self.runs_folder)]
 
     @cached_property
     def store(self) -> Store:

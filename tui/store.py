@@ -121,7 +121,17 @@ class Store:
         self._tidy()
 
     def _open(self) -> sqlite3.Connection:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            return self._opened()
+        except (OSError, sqlite3.Error) as error:
+            self.notices.append(
+                f"Chats can't be kept in {self.path} ({error}): those of now are lost at the end, "
+                "/export saves one."
+            )
+            return _connect(Path(":memory:"))
+
+    def _opened(self) -> sqlite3.Connection:
         try:
             return _connect(self.path)
         except sqlite3.DatabaseError as error:
@@ -327,7 +337,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA synchronous = NORMAL")
         db.execute("PRAGMA foreign_keys = ON")
         # A check reads the whole file: of a large one only the parts that are used are checked.
-        small = path.stat().st_size < _CHECKED_BYTES
+        small = not path.exists() or path.stat().st_size < _CHECKED_BYTES
         if small and db.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
             raise sqlite3.DatabaseError("its pages are damaged")
         for number, script in enumerate(MIGRATIONS[version:], version + 1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 import time
@@ -242,9 +243,10 @@ def test_preview_train_with_samples_and_switch_the_adapter(
     assert desk.text() == before
     loaded(desk, model)
     assert desk.text() == before
-    # An adapter that is no adapter leaves the base without one.
+    # An adapter that is no adapter leaves the base as it is.
     end = desk.run(Load(model=str(model), adapter=str(tmp_path)))[-1]
     assert isinstance(end, Failed)
+    loaded(desk, model)
     assert desk.text() == before
 
 
@@ -362,3 +364,26 @@ def test_searching_the_hub(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     end = desk.run(Search(query="tiny"))[-1]
     assert isinstance(end, Failed) and "The Hub can't be searched" in end.message
     assert "\n" not in end.message
+
+
+def test_a_model_whose_adapter_is_not_there_does_not_answer_without_it(
+    desk: Desk, model: Path, tmp_path: Path
+) -> None:
+    loaded(desk, model)
+    assert isinstance(desk.run(Load(model=str(model), adapter=str(tmp_path)))[-1], Failed)
+    assert isinstance(desk.run(Generate(messages=HELLO))[-1], Failed)
+    loaded(desk, model)
+    assert desk.text()
+
+
+def test_a_model_that_was_written_anew_is_read_anew(
+    desk: Desk, model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    loaded(desk, folder)
+    said = desk.text()
+    write_tiny_model(folder, seed=5)
+    os.utime(folder / "model.safetensors", ns=(1, 1))  # a clock may be too coarse to tell
+    loaded(desk, folder)
+    assert desk.text() != said

@@ -14,7 +14,7 @@ from mlxtx.tui.library import delete_model, local_models
 from mlxtx.tui.screens.models import ModelsScreen, plan_words
 
 from mlxtx.engine import Convert, Download, Load, Plan, Search
-from mlxtx.events import Done, Progress
+from mlxtx.events import Done, Failed, Progress
 from tests.tui.fakes import (
     Script,
     fails,
@@ -354,3 +354,23 @@ async def test_both_sizes(tmp_path: Path, size: tuple[int, int]) -> None:
         await pilot.press("t")
         await wait_until(pilot, lambda: "org/small-any" in screen_text(app))
         assert all(len(row) <= size[0] for row in screen_text(app).split("\n"))
+
+
+def test_what_a_conversion_has_not_finished_is_no_model(tmp_path: Path) -> None:
+    for name in ("done", "begun.partial", "old.replaced"):
+        make_model(tmp_path / "m" / name)
+    assert [model.name for model in local_models([str(tmp_path / "m")])] == ["done"]
+
+
+async def test_a_model_that_is_here_is_known_in_a_search_of_the_hub(tmp_path: Path) -> None:
+    make_cached("org/one")
+    info = {"id": "org/one", "downloads": 1, "likes": 1, "modified": "", "gated": False}
+    found = [{**info, "mlx": True, "bytes": 5000}]
+    search = lambda job: [Done(reason="done", details={"models": found})]  # noqa: E731
+    script = Script(Search=search, Plan=lambda job: [Failed(message="no plan")])
+    app = make_app(tmp_path, script)
+    async with app.run_test(size=(100, 30)) as pilot:
+        app.action_models("one")
+        await wait_until(pilot, lambda: "is here" in screen_text(app))
+        await pilot.press("enter")
+        await wait_until(pilot, lambda: app.model.name == "org/one")

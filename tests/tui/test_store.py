@@ -280,3 +280,14 @@ def test_the_prompt_has_the_system_text_and_no_empty_replies(store: Store) -> No
         {"role": "user", "content": "one"},
         {"role": "user", "content": "two"},
     ]
+
+
+def test_a_place_that_can_not_be_written_costs_no_talk(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.db").mkdir()
+    for path in (tmp_path / "file" / "chats.db", tmp_path / "folder.db"):
+        store = Store(path)
+        assert "can't be kept" in store.notices[0]
+        chat_of(store, "hello", "hi")
+        assert [hit.chat.title for hit in store.search("hello")][:1] == ["hello"]
+        store.close()

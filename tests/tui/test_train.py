@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlxtx.tui.library import local_models
 from mlxtx.tui.training import TrainRun, read_run
 
 from mlxtx.engine import Load, Preview, Train, Unload
@@ -231,3 +232,24 @@ async def test_another_model_than_the_one_that_answers_is_trained(tmp_path: Path
         await wait_until(pilot, lambda: script.submitted(Train))
     assert script.submitted(Preview)[0].model == script.submitted(Train)[0].model == "org/other"
     assert app.training.model == "org/other" and app.model.name == "bundled"
+
+
+async def test_a_model_trained_in_full_answers_without_an_adapter(tmp_path: Path) -> None:
+    def play(job: Train) -> Any:
+        out = Path(job.out)
+        out.mkdir(parents=True)
+        (out / "config.json").write_text("{}")
+        yield Done(reason="done", details={"path": job.out})
+
+    script = Script(Train=play)
+    app = make_app(tmp_path, script)
+    async with app.run_test(size=(110, 34)) as pilot:
+        await open_form(pilot)
+        await pilot.press("ctrl+s")
+        await wait_until(pilot, lambda: app.training and app.jobs.all[0].state == "done")
+        out = app.training.out
+        await pilot.press("ctrl+t")
+        await wait_until(pilot, lambda: len(app.screen_stack) == 1)
+        load = script.submitted(Load)[-1]
+        assert load.model == str(out) and load.adapter is None
+        assert str(out) in [model.source for model in local_models(app.model_folders)]

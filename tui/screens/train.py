@@ -214,12 +214,15 @@ class TrainScreen(Screen[None]):
 
     def action_try(self) -> None:
         run = self.app.training
-        if run is None or not (run.out / "adapter_config.json").exists():
+        if run is not None and (run.out / "adapter_config.json").exists():
+            self.app.load_model(run.model, str(run.out))
+        elif run is not None and (run.out / "config.json").exists():  # the method was full
+            self.app.load_model(str(run.out))
+        else:
             self.app.tell(
                 "There is no adapter yet: it is saved at the end and on pause.", "warning"
             )
             return
-        self.app.load_model(run.model, str(run.out))
         self.app.action_chat()
 
     def action_back(self) -> None:
