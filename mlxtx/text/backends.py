@@ -137,21 +137,21 @@ class SentencePieces:
         self.special = {token for token, entry in added.items() if entry.get("special", True)}
         self.special |= self.control
         self.cut = self._pattern(added)
+        self.left_stripping = {e["content"] for e in added.values() if e.get("lstrip")}
         probe = self.inner.normalize("a  b")
         self.leading_space = probe.startswith(_MARK)
         self.collapses_spaces = _MARK * 2 not in probe
 
     def _pattern(self, added: dict[int, AddedToken]) -> re.Pattern[str] | None:
-        """Matches any added or control token; the longest first, with the space it swallows."""
+        """Matches any added or control token; the longest first, with the space behind it that it
+        swallows. (Space before it, looked for here, would take the square of its length.)"""
         entries: dict[str, AddedToken] = {self.names[token]: {} for token in self.control} | {
-            entry["content"]: entry for entry in added.values()
+            entry["content"]: entry for entry in added.values() if entry["content"]
         }
         if not entries:
             return None
         alternatives = [
-            (r"\s*" if entries[content].get("lstrip") else "")
-            + f"({re.escape(content)})"
-            + (r"\s*" if entries[content].get("rstrip") else "")
+            f"({re.escape(content)})" + (r"\s*" if entries[content].get("rstrip") else "")
             for content in sorted(entries, key=len, reverse=True)
         ]
         return re.compile("|".join(alternatives))
@@ -160,8 +160,10 @@ class SentencePieces:
         ids: list[int] = []
         position = 0
         for match in self.cut.finditer(text) if self.cut else ():
-            ids += self._encode_part(text[position : match.start()], first=position == 0)
             content = match[match.lastindex or 0]
+            before = text[position : match.start()]
+            before = before.rstrip() if content in self.left_stripping else before
+            ids += self._encode_part(before, first=position == 0)
             ids.append(self.ids.get(content, self.inner.piece_to_id(content)))
             position = match.end()
         return ids + self._encode_part(text[position:], first=position == 0)

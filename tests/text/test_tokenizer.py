@@ -178,6 +178,25 @@ def test_added_tokens_are_cut_out_first(tmp_path, folder):
     assert len(tokenizer) == size + 2
 
 
+def test_an_added_token_takes_the_space_before_it(tmp_path, folder):
+    (tmp_path / "tokenizer.model").write_bytes((folder / "tokenizer.model").read_bytes())
+    size = plain_sentencepiece(folder).get_piece_size()
+    added = {
+        str(size): {"content": "<mask>", "lstrip": True},
+        str(size + 1): {"content": ""},  # is in every text everywhere
+    }
+    config = {"added_tokens_decoder": added}
+    tokenizer = Tokenizer.load(write(tmp_path, tokenizer_config=config))
+    lamp = tokenizer.encode("lamp", add_special=False)
+    assert size + 1 not in lamp
+    for space in (" ", "\n \t", " " * 200_000):  # the square of the last would take hours
+        ids = tokenizer.encode(f"lamp{space}<mask>", add_special=False)
+        assert ids == [*lamp, size]
+    assert tokenizer.encode("  <mask><mask>", add_special=False) == [size, size]
+    kept = tokenizer.encode(f"lamp{' ' * 200_000}lamp", add_special=False)
+    assert size not in kept and len(kept) >= 2 * len(lamp)
+
+
 def pieces_without_space(reference, word: str) -> list[str]:
     """The pieces of a word in the middle of a text: a newline before it takes the space."""
     pieces = reference.encode("\n" + word, out_type=str)
