@@ -67,6 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if bool(named) == bool(model):
         raise MlxtxError("name one model to convert: mlxtx convert MODEL --out FOLDER")
+    if repo:  # before hours of work
+        from mlxtx.checkpoint.upload import check_upload
+
+        check_upload(repo)
     from mlxtx.checkpoint.convert import convert
 
     screen = Screen()

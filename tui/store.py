@@ -174,7 +174,7 @@ class Store:
 
     def _rows(self, sql: str, *values: Any) -> list[sqlite3.Row]:
         try:
-            return self._db.execute(sql, values).fetchall()
+            return self._db.execute(sql, tuple(map(_to_sql, values))).fetchall()
         except sqlite3.Error as error:
             self._failed("read", error)
             return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -17,12 +18,21 @@ def upload(
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise MlxtxError(f"{folder} is no model's folder, so it is not uploaded")
-    from huggingface_hub import HfApi, get_token
+    check_upload(repo)
+    from huggingface_hub import HfApi
 
-    if not get_token():
-        raise MlxtxError("uploading needs an account: run `hf auth login`, or set HF_TOKEN")
     api = HfApi()
     with explained(repo, None), nullcontext() if show_progress else quiet_bars():
         api.create_repo(repo, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo, folder_path=str(folder), commit_message="Add the model")
     return f"{api.endpoint}/{repo}"
+
+
+def check_upload(repo: str) -> None:
+    """Raises MlxtxError where an upload to ``repo`` can't even begin. Asks nobody."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise MlxtxError(f"{repo!r:.80} is no repository's name; it is owner/name")
+    from huggingface_hub import get_token
+
+    if not get_token():
+        raise MlxtxError("uploading needs an account: run `hf auth login`, or set HF_TOKEN")

@@ -100,14 +100,14 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
             if line.strip():
                 try:
                     yield number, json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     yield number, ValueError(f"not valid JSON: {error}")
 
 
 def _json(path: Path) -> Iterator[tuple[int, Any]]:
     try:
         records = json.loads(path.read_text("utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise MlxtxError(f"{path} is not valid JSON: {error}") from None
     if isinstance(records, Mapping):
         lists = [v for v in records.values() if isinstance(v, list)]

@@ -21,6 +21,7 @@ from mlxtx.decoder.experts import ExpertLinear, QuantizedExpertLinear
 from mlxtx.errors import MlxtxError
 
 LEAVES = ("lora_a", "lora_b", "m")  # an adapter's own weights
+_LEAST = 1e-24  # of a row's squares: rows of zeros stay zeros
 
 
 @dataclass(frozen=True)
@@ -126,12 +127,13 @@ class _DoRA(_Adapter):
         """m / |w + scale BA| of each row, where that sum is never made: the norm is the root of
         |w|^2 + 2 scale ``cross`` + scale^2 ``square``, cross = w.(BA), square = |BA|^2."""
         scale = self._how.scale
-        norms = mx.sqrt(self._squares + 2 * scale * cross + scale * scale * square)
+        squares = self._squares + 2 * scale * cross + scale * scale * square
+        norms = mx.sqrt(mx.maximum(squares, _LEAST))
         return self.m / mx.stop_gradient(norms)
 
     def fused_weight(self) -> mx.array:
         weight = super().fused_weight()
-        norms = mx.linalg.norm(weight, axis=-1)
+        norms = mx.sqrt(mx.maximum(mx.square(weight).sum(axis=-1), _LEAST))
         return (self.m.astype(mx.float32) / norms)[..., None] * weight
 
 

@@ -557,3 +557,13 @@ def test_what_an_ended_conversion_left_beside_does_not_stop_the_next(tmp_path):
     (tmp_path / "out.replaced" / "config.json").write_text("{}")
     mlxtx.convert(tmp_path / "source", tmp_path / "out", bits=8, overwrite=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "source"]
+
+
+def test_an_upload_that_can_not_begin_costs_no_conversion(tmp_path, monkeypatch):
+    write_llama(tmp_path / "source")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    arguments = [str(tmp_path / "source"), "--out", str(tmp_path / "out"), "--bits", "4"]
+    for repo, why in (("mine", "it is owner/name"), ("owner/mine", "hf auth login")):
+        with pytest.raises(MlxtxError, match=why):
+            main([*arguments, "--upload", repo])
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]

@@ -323,3 +323,14 @@ async def test_a_preset_can_be_saved_from_the_panel(tmp_path: Path) -> None:
         await pilot.press("escape")
     saved = load_settings(tmp_path / "settings.toml")[0].presets["brief"]
     assert saved.system == "Be brief" and saved.sampling["top_p"] == 0.95
+
+
+async def test_large_numbers_are_shown_as_they_are_typed(tmp_path: Path) -> None:
+    app = make_app(tmp_path, Script())
+    async with app.run_test(size=(100, 40)) as pilot:
+        await pilot.pause()
+        app.chat.change_sampling({"seed": 20261122})
+        await pilot.press("ctrl+s")
+        await pilot.pause()
+        field = app.screen.query_one("#seed")
+        assert field.value == "20261122" and not field.has_class("-wrong")

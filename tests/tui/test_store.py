@@ -282,6 +282,11 @@ def test_the_prompt_has_the_system_text_and_no_empty_replies(store: Store) -> No
     ]
 
 
+def test_half_a_character_may_be_searched(store: Store) -> None:
+    chat_of(store, "hello \ud83d")
+    assert store.search("\ud83d nothing") == [] and len(store.search("hello \ud83d")) > 0
+
+
 def test_a_place_that_can_not_be_written_costs_no_talk(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.db").mkdir()

@@ -265,3 +265,10 @@ def test_a_part_for_validation_that_is_none_is_refused(tmp_path, part):
     write_jsonl(tmp_path / "train.jsonl", GOOD)
     with pytest.raises(MlxtxError, match="validation_part must be from 0 up to 1"):
         read_data(tmp_path, validation_part=part)
+
+
+@pytest.mark.parametrize("ending", ["json", "jsonl"])
+def test_records_nested_without_end_are_told_in_one_line(tmp_path, ending):
+    (tmp_path / f"train.{ending}").write_text("[" * 100_000 + "\n")
+    with pytest.raises(MlxtxError, match="not valid JSON"):
+        read_data(tmp_path)

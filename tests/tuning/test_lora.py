@@ -132,6 +132,21 @@ def test_the_fused_weight_computes_the_same(name):
     np.testing.assert_allclose(np.array(net(TOKENS)), wanted, rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.parametrize("blocks", [(), (block(experts=True),)], ids=["linear", "experts"])
+def test_dora_leaves_rows_of_zeros_as_they_are(blocks):
+    net = model(*blocks)
+    mlp = net.model.layers[0].mlp
+    layer = mlp.switch_mlp.up_proj if blocks else mlp.up_proj
+    layer.weight = layer.weight * (mx.arange(layer.weight.shape[-2]) > 3)[:, None]
+    wanted = np.array(net(TOKENS))
+    net.freeze()
+    add_adapters(net, dict.fromkeys(choose(net, "up_proj"), LowRank(dora=True)))
+    np.testing.assert_allclose(np.array(net(TOKENS)), wanted, rtol=1e-4, atol=1e-4)
+    loss, gradients = loss_and_gradients(net, make_batch(samples([9, 5])), NextToken())
+    assert np.isfinite(loss.mean) and all(mx.isfinite(g).all() for g in gradients.values())
+    assert all(mx.isfinite(a.fused_weight()).all() for a in adapters_in(net).values())
+
+
 def test_dora_of_an_embedding_is_refused():
     with pytest.raises(MlxtxError, match="DoRA is not for embeddings"):
         adapted(targets=["embed_tokens"], how=LowRank(dora=True))

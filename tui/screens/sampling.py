@@ -60,7 +60,8 @@ class SamplingScreen(ModalScreen[None]):
             )  # fmt: skip
 
     def _text(self, name: str) -> str:
-        return f"{self._chat.sampling[name]:g}"
+        value = self._chat.sampling[name]
+        return f"{value:g}" if isinstance(value, float) else str(value)
 
     def _presets(self) -> Content:
         if not self.app.settings.presets:
