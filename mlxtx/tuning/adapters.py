@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,16 +119,18 @@ def read_adapter(folder: str | Path, model: Any, family_config: Mapping[str, Any
 
     family_config: the model's ``config.json``, for adapters that use its family's own names.
     """
+    from mlxtx.tuning.layouts import from_layout
+    from mlxtx.tuning.peft import read_peft
+
     folder = Path(folder)
     config = _read_config(folder)
-    if "peft_type" in config:
-        from mlxtx.tuning.peft import read_peft
-
-        adapter = read_peft(folder, config, model, family_config or {})
-    else:
-        from mlxtx.tuning.layouts import from_layout
-
-        adapter = from_layout(_read_mlx(folder, config), model, family_config or {}, "mlx")
+    try:
+        if "peft_type" in config:
+            adapter = read_peft(folder, config, model, family_config or {})
+        else:
+            adapter = from_layout(_read_mlx(folder, config), model, family_config or {}, "mlx")
+    except (TypeError, ValueError, AttributeError, re.error) as error:
+        raise MlxtxError(f"{folder / CONFIG_FILE} holds what makes no sense: {error}") from error
     _check(adapter, model, folder)
     return adapter
 

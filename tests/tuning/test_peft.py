@@ -289,3 +289,25 @@ def test_a_bias_trained_whole_is_kept(tmp_path):
     net.model.norm.unfreeze()
     with pytest.raises(MlxtxError, match=r"model\.norm\.\w+ was trained as it is"):
         write_peft(adapter_of(net), tmp_path / "no", net, PHI)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"lora_parameters": 3},
+        {"lora_parameters": {"scale": "x"}},
+        {"mlxtx": 3},
+        {"peft_type": "LORA", "lora_alpha": None},
+        {"peft_type": "LORA", "alpha_pattern": {"(": 3}},
+        {"peft_type": "LORA", "lora_dropout": "x"},
+    ],
+)
+def test_values_that_make_no_sense_are_told_in_one_line(tmp_path, config):
+    net = made(LLAMA, ["q_proj"], LowRank(rank=2))
+    adapter = adapter_of(net)
+    save_adapter(adapter, tmp_path, 2)
+    write_peft(adapter, tmp_path, net, LLAMA)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    remove_adapters(net)
+    with pytest.raises(MlxtxError, match=r"adapter_config\.json holds what makes no sense"):
+        load_adapter(net, tmp_path, LLAMA)
