@@ -218,3 +218,15 @@ async def test_a_chat_that_was_deleted_in_the_list_comes_back_later(tmp_path: Pa
                 app.chat.action_undo()
             assert len(app.store.chats()) == 1
         assert app.chat.conversation.path()[0].text == "keep me"
+
+
+async def test_an_input_without_a_column_is_drawn(tmp_path: Path) -> None:
+    """As in a window of a few columns."""
+    app = make_app(tmp_path, Script())
+    async with app.run_test(size=(60, 20)) as pilot:
+        app.chat.composer.styles.padding = (0, 40)
+        await pilot.pause()
+        assert app.chat.composer.content_size.width == 0
+        app.chat.composer.styles.padding = 0
+        await ask(pilot, "hi")
+        assert app.chat.conversation.path()[-1].text == "Hello **there**."

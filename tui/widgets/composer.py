@@ -11,6 +11,7 @@ from mlxtx.tui.clean import clean, size
 from textual import events
 from textual.content import Content
 from textual.message import Message
+from textual.strip import Strip
 from textual.widget import Widget
 from textual.widgets import TextArea
 
@@ -82,6 +83,10 @@ class Composer(TextArea):
         self._draft = ""
         self._pastes: dict[int, str] = {}
         self._commands = slash_commands()
+
+    def render_line(self, y: int) -> Strip:
+        # A window of a few columns leaves none for the input, and Textual can't wrap into that.
+        return super().render_line(y) if self.content_size.width > 0 else Strip.blank(0)
 
     # Sending
 
