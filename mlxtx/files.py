@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -100,16 +100,21 @@ def write_json_atomic(path: str | Path, value: Any) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Others that ask for the same folder wait until the block ends; what is read and written
-    within it loses nobody's change. Where the system or the disk has no such lock, nobody waits."""
+def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """Others that ask for the same folder wait until the block ends, or get a BlockingIOError
+    where they do not ``wait``; the lock goes with the process. Where the system or the disk has no
+    such lock, nobody waits."""
     handle = None
-    with suppress(ImportError, OSError):
-        import fcntl
-
-        handle = os.open(folder, os.O_RDONLY)
-        fcntl.flock(handle, fcntl.LOCK_EX)
     try:
+        try:
+            import fcntl
+
+            handle = os.open(folder, os.O_RDONLY)
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except (ImportError, OSError):
+            pass
         yield
     finally:
         if handle is not None:

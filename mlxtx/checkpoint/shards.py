@@ -6,11 +6,10 @@ they belong to. ``mx.save_safetensors`` would hold a whole shard in memory.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -19,7 +18,7 @@ import mlx.core as mx
 
 from mlxtx.checkpoint.safetensors import array_bytes, encode_header, tensor_bytes
 from mlxtx.errors import MlxtxError
-from mlxtx.files import sync_folder, write_error, write_json_atomic
+from mlxtx.files import locked, sync_folder, write_error, write_json_atomic
 
 MAX_SHARD_BYTES = 5 << 30
 # Finished work is made durable and noted each time so many bytes have been written.
@@ -199,23 +198,18 @@ class ShardWriter:
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """While this process writes ``folder`` (made when missing) no other does, wherever the file
-    system can tell; the lock goes with the process."""
+    system can tell."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-    try:
+    with ExitStack() as held:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.enter_context(locked(folder, wait=False))
         except BlockingIOError:
             raise MlxtxError(
                 f"{folder} is being written by another conversion; wait for it, or choose another"
                 " folder"
             ) from None
-        except OSError:  # no locks there
-            pass
         yield
-    finally:
-        os.close(handle)
 
 
 @contextmanager
