@@ -63,8 +63,10 @@ KV_SETTINGS = ("k8v8g64", "k4v4g64", "k2v2g64")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="train_bundled", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--conversations", type=int, default=520_000)
-    parser.add_argument("--steps", type=int, default=9000, help="of batch-size rows of 256 tokens")
+    parser.add_argument("--conversations", type=int, default=760_000)
+    parser.add_argument(
+        "--steps", type=int, default=12_000, help="of batch-size rows of 256 tokens"
+    )
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=0.006)
     parser.add_argument("--optimizer", default="muon")
@@ -89,11 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--cut",
         type=float,
-        default=0.75,
+        default=0.8,
         help="part of single answers that are not told to the end",
-    )
-    parser.add_argument(
-        "--single", type=float, default=62, help="weight of single questions; all others weigh 38"
     )
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     parser.add_argument("--evaluate", action="store_true", help="only judge what --out holds")
@@ -124,7 +123,7 @@ def prepare(args: argparse.Namespace) -> None:
     if (args.out / "model" / "tokenizer.model").is_file() and (data / "train.jsonl").is_file():
         return
     data.mkdir(parents=True, exist_ok=True)
-    rows = list(training_set(args.conversations, args.seed, args.cut, args.single))
+    rows = list(training_set(args.conversations, args.seed, args.cut))
     write_jsonl(rows, data / "train.jsonl")
     write_jsonl(list(training_set(300, args.seed + 1)), data / "valid.jsonl")
     write_jsonl(held_out(), data / "held_out.jsonl")

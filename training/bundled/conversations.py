@@ -67,16 +67,8 @@ def asked(way: Way, fill: dict[str, str], rng: random.Random) -> str:
     else:
         frame = choose(rng.choice(way.bare), rng)
         if draw < 0.95:
-            frame = buried(frame, rng)
+            frame = unknown.buried(frame, rng)
     return frame.format(**fill)
-
-
-def buried(text: str, rng: random.Random) -> str:
-    """``text`` between other words: what is left when a way to ask was never seen before."""
-    words = unknown.any_words()
-    before = [rng.choice(words) for _ in range(rng.randint(0, 6))]
-    behind = [rng.choice(words) for _ in range(rng.randint(0, 4))]
-    return " ".join([*before, text, *behind])
 
 
 def around(question: str, rng: random.Random, talk: bool = False) -> str:
@@ -257,18 +249,15 @@ PLAIN_TURNS = {"fact": 50, "follow": 36, "unknown": 5, "sum": 4, "letters": 4, "
 STYLED_TURNS = {"fact": 82, "unknown": 10, "follow": 8}
 SINGLE_TURNS = {"fact": 82, "unknown": 18}
 # kinds of conversations and their shares
-KINDS = {"single": 62, "sum": 6, "letters": 5, "copy": 4, "styled": 8, "names": 4, "several": 11}
+KINDS = {"single": 90, "sum": 8, "letters": 6, "copy": 8, "styled": 8, "names": 6, "several": 12}
 
 
-def conversation(
-    rng: random.Random, facts: Iterator[Item], cut: float = 0.8, single: float = KINDS["single"]
-) -> dict[str, Any]:
+def conversation(rng: random.Random, facts: Iterator[Item], cut: float = 0.8) -> dict[str, Any]:
     """One conversation as ``{"messages": [...], "cut": ...}``; ``cut`` says that the answer need
     not be learned to its end (see rows.py): such is a part of the single questions, and half that
-    part of those with a style. ``single`` is the weight of single questions (see KINDS)."""
+    part of those with a style."""
     chat = Chat(rng, facts)
-    shares = KINDS | {"single": single}
-    kind = rng.choices(list(shares), list(shares.values()))[0]
+    kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
     shortened = False
     if kind in ("single", "sum", "letters", "copy"):
         if rng.random() < 0.1:
@@ -308,16 +297,14 @@ def _turns(chat: Chat, weights: dict[str, float], count: int) -> None:
         getattr(chat, kind)()
 
 
-def training_set(
-    count: int, seed: int, cut: float = 0.8, single: float = KINDS["single"]
-) -> Iterator[dict[str, Any]]:
+def training_set(count: int, seed: int, cut: float = 0.8) -> Iterator[dict[str, Any]]:
     """``count`` conversations of ``seed``; no question of the held-out set is among them."""
     rng = random.Random(seed)
     facts = deck(rng)
     forbidden = {_plain(row["messages"][-1]["content"]) for row in held_out(seed=0)}
     made = 0
     while made < count:
-        row = conversation(rng, facts, cut, single)
+        row = conversation(rng, facts, cut)
         if all(_plain(m["content"]) not in forbidden for m in row["messages"] if m["role"] == "user"):  # fmt: skip
             made += 1
             yield row

@@ -69,13 +69,17 @@ def any_words() -> list[str]:
     return [word for word in words_of("noise") + words_of("common") if word not in telling]
 
 
+def buried(text: str, rng: random.Random) -> str:
+    """``text`` between other words: what is left when a way to ask was never seen before."""
+    before = [rng.choice(any_words()) for _ in range(rng.randint(0, 6))]
+    behind = [rng.choice(any_words()) for _ in range(rng.randint(0, 4))]
+    return " ".join([*before, text, *behind])
+
+
 def _frame(rng: random.Random) -> str:
     if rng.random() < 0.6:
         frame = choose(rng.choice(WHAT + WHY + contexts.BARE), rng)
-        if rng.random() < 0.3:
-            before = [rng.choice(any_words()) for _ in range(rng.randint(0, 5))]
-            frame = " ".join([*before, frame, rng.choice(any_words())])
-        return frame
+        return buried(frame, rng) if rng.random() < 0.3 else frame
     request = rng.choice(contexts.WHAT_REQUESTS + contexts.WHY_REQUESTS)
     parts = [choose(rng.choice(contexts.MENTIONS), rng), choose(request, rng)]
     return rng.choice(contexts.JOINTS).join(parts)
