@@ -19,7 +19,7 @@ from training.bundled.grammar import cased, choose, typo
 from training.bundled.styles import NEUTRAL, STYLES, Style
 
 Message = dict[str, str]
-WEIGHTS = {"concept": 3, "why": 5, "task": 10, "key": 10, "command": 2, "pair": 3, "talk": 9}
+WEIGHTS = {"concept": 5, "why": 4, "task": 10, "key": 10, "command": 2, "pair": 3, "talk": 9}
 NAME_TOLD = ["my name is {n}", "i am {n}", "i'm {n}", "call me {n}", "hello, i am {n}", "hi, my name is {n}", "you can call me {n}", "the name is {n}", *frames.MORE["name_told"]]  # fmt: skip
 NAME_ASK = ["what is my name", "what's my name", "do you (know|remember) my name", "who am i", "tell me my name", "say my name", "what did i say my name was", "how am i called", *frames.MORE["name_ask"]]  # fmt: skip
 NAME_HELD = ["which name did i give you", "you still know my name, right"]
