@@ -24,8 +24,8 @@ from training.bundled.evaluate import answers, guessed_ahead, scores
 from training.bundled.judge import right
 
 SAMPLE = 64
-FACTS_FLOOR = 0.7  # of new frames; the card has the whole table
-UNKNOWN_FLOOR = 0.5
+FACTS_FLOOR = 0.8  # of new frames; the card has the whole table
+UNKNOWN_FLOOR = 0.6
 AHEAD_FLOOR = 0.75  # of the tokens of its answers, one token early
 MOST_BYTES = 4_000_000
 

@@ -247,7 +247,7 @@ class Chat:
 
 PLAIN_TURNS = {"fact": 50, "follow": 36, "unknown": 5, "sum": 4, "letters": 4, "ask_name": 0.5, "recall": 0.5}  # fmt: skip
 STYLED_TURNS = {"fact": 82, "unknown": 10, "follow": 8}
-SINGLE_TURNS = {"fact": 82, "unknown": 18}
+SINGLE_TURNS = {"fact": 70, "unknown": 30}
 # kinds of conversations and their shares
 KINDS = {"single": 90, "sum": 8, "letters": 6, "copy": 8, "styled": 8, "names": 6, "several": 12}
 
