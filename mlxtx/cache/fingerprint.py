@@ -11,9 +11,10 @@ SAMPLES = 64  # numbers of each parameter
 
 
 def fingerprint(model: Any) -> str:
-    """A hash over the model's config, how each adapter is applied, and each parameter's name, shape,
-    dtype and a sample of numbers spread over it. Another revision, an adapter or another quantization changes it; the
-    whole of the weights is not read. ``model`` is a ``DecoderModel`` with its weights."""
+    """A hash over the model's config, how each adapter is applied, and each parameter's name,
+    shape, dtype and a sample of numbers spread over it. Another revision, an adapter or another
+    quantization changes it; the whole of the weights is not read. ``model`` is a ``DecoderModel``
+    with its weights."""
     from mlx.utils import tree_flatten
 
     digest = hashlib.sha256(repr(model.config).encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 from mlxtx.cache.model_cache import Mark, ModelCache
 
@@ -76,10 +77,6 @@ class ReusedCache:
 
 def _affordable(marks: Sequence[Mark]) -> list[Mark]:
     """The newest marks, as many as may be kept: a wide window makes each of them large."""
-    total, kept = 0, len(marks) - 1
-    for number in range(len(marks) - 1, -1, -1):
-        total += marks[number].nbytes
-        if total > MARK_BYTES:
-            break
-        kept = number
-    return list(marks[kept:])
+    sizes = accumulate(mark.nbytes for mark in reversed(marks))
+    count = sum(size <= MARK_BYTES for size in sizes)
+    return list(marks[-max(1, count) :])
