@@ -11,6 +11,7 @@ import json
 import math
 import os
 import struct
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
@@ -175,11 +176,10 @@ def _parse(file: IO[bytes], size: int) -> Header:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"the name {name!r:.200} comes twice")
-        found[name] = value
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the name {twice!r:.200} comes twice")
     return found
 
 
@@ -210,9 +210,12 @@ def _tensor(name: str, entry: Any, data_start: int) -> TensorInfo:
 
 def _is_sizes(value: Any) -> bool:
     """A list of whole numbers that a file can hold (2**63 keeps the products bounded too)."""
-    return isinstance(value, list) and all(
-        isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 2**63 for n in value
-    )
+    if type(value) is not list:
+        return False
+    for n in value:  # twice for every tensor: a loop takes a third of the time of all()
+        if type(n) is not int or not 0 <= n < 2**63:
+            return False
+    return True
 
 
 class Reader:

@@ -144,17 +144,18 @@ def check_kinds(part: Any) -> None:
     for name, kinds, optional in _field_kinds(part.__class__):
         value = getattr(part, name)
         for one in value if isinstance(value, tuple) else (value,):
-            good = is_dataclass(one) if kinds is None else type(one) in kinds
             if one is None:
                 good = optional
-            elif type(one) is int:
-                good = good and abs(one) < 2**63
+            elif kinds is None:
+                good = is_dataclass(one)
+            else:
+                good = type(one) in kinds and (type(one) is not int or abs(one) < 2**63)
             if not good:
                 where = f"{type(part).__name__}.{name}"
                 raise MlxtxError(
                     f"config.json describes no possible decoder: {where} is {one!r:.60}"
                 )
-            if is_dataclass(one):
+            if kinds is None and one is not None:
                 check_kinds(one)
 
 

@@ -116,6 +116,10 @@ class Drop:
     pattern: str
     when: Callable[[Shape], bool] | None = None
 
+    @property
+    def ending(self) -> str:
+        return self.pattern.rpartition("*")[2]
+
     @cached_property
     def regex(self) -> re.Pattern[str]:
         return re.compile(".*".join(re.escape(part) for part in self.pattern.split("*")))
@@ -184,7 +188,12 @@ class NameMap:
     def plan_load(self, shapes: Mapping[str, Shape]) -> Plan:
         """Groups that turn a checkpoint's tensors (name -> shape) into ours."""
         shapes = {name: tuple(shape) for name, shape in shapes.items()}
-        dropped = [n for n, s in shapes.items() if any(d.matches(n, s) for d in self.drops)]
+        endings = tuple(drop.ending for drop in self.drops)  # most names are told by theirs
+        dropped = [
+            n
+            for n, s in shapes.items()
+            if n.endswith(endings) and any(d.matches(n, s) for d in self.drops)
+        ]
         skipped = set(dropped)
         names: dict[str, str] = {}  # family's name -> the name in the file
         for original in shapes:
