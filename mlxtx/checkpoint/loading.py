@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from mlxtx.cache.numerics import on_gpu
 from mlxtx.checkpoint.cpu_layers import adapt_to_cpu
 from mlxtx.checkpoint.formats import FLOAT_DTYPES
 from mlxtx.checkpoint.hub import resolve
+from mlxtx.checkpoint.quantization import Quantization
 from mlxtx.checkpoint.source import Checkpoint
 from mlxtx.checkpoint.weights import WeightPlan, describe
 from mlxtx.decoder.model import DecoderModel
@@ -91,9 +93,22 @@ def planned_model(
 def quantize_modules(plan: WeightPlan) -> None:
     """Put the layers that hold packed weights (still unfilled) where the plan has such."""
     for path, quantization in plan.quantizations.items():
+        module = plan.modules[path]
+        if type(module) is nn.Linear:
+            _pack_in_place(module, quantization)
+            continue
         parent, _, name = path.rpartition(".")
-        packed = plan.modules[path].to_quantized(**quantization.to_json())
+        packed = module.to_quantized(**quantization.to_json())
         plan.modules[parent][name] = plan.modules[path] = packed
+
+
+def _pack_in_place(linear: nn.Module, quantization: Quantization) -> None:
+    """What ``to_quantized`` makes, without first drawing numbers and packing them: most layers are
+    of this kind, and a model has hundreds."""
+    linear.__class__ = nn.QuantizedLinear
+    linear.group_size, linear.bits = quantization.group_size, quantization.bits
+    linear.mode = quantization.mode
+    linear.freeze(recurse=False, keys=["weight", "scales", "biases"])
 
 
 def fill(

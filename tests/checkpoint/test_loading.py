@@ -121,6 +121,26 @@ def test_every_packing_computes_what_its_weights_say(tmp_path, monkeypatch, quan
     assert np.abs(logits(tmp_path / "packed") - expected).max() < 2e-4 * expected.std()
 
 
+@pytest.mark.parametrize("mode", ["affine", "mxfp4"])
+def test_packed_layers_are_those_that_mlx_makes(tmp_path, monkeypatch, mode):
+    monkeypatch.setattr(loading, "SMALL_MODEL_BYTES", 0)
+    write_llama(tmp_path / "source")
+    quantize(tmp_path / "source", tmp_path / "packed", Quantization.of(mode))
+    model, _ = load_model(tmp_path / "packed")
+    layer = model.layers[0].self_attn.o_proj
+    source, _ = load_model(tmp_path / "source")
+    rows, columns = source.layers[0].self_attn.o_proj.weight.shape
+    plain = nn.Linear(columns, rows, bias=False)
+    made = plain.to_quantized(**Quantization.of(mode).to_json())
+    assert isinstance(layer, nn.QuantizedLinear)
+    for name in ("bits", "group_size", "mode"):
+        assert getattr(layer, name) == getattr(made, name)
+    assert layer.trainable_parameters() == made.trainable_parameters() == {}
+    parameters = [dict(one.parameters()) for one in (layer, made)]
+    shapes = [{k: v.shape for k, v in one.items() if v is not None} for one in parameters]
+    assert shapes[0] == shapes[1]
+
+
 def test_overrides_and_modules_left_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "SMALL_MODEL_BYTES", 0)
     write_llama(tmp_path / "source", dtype="BF16")
