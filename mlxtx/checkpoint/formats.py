@@ -52,15 +52,15 @@ class Tensor:
 
 
 Tensors = dict[str, Tensor]
+# What ``read`` gives for each type in a file (else float32).
+_DTYPES = {name: getattr(mx, kind) for name, kind in MLX_DTYPES.items()} | {"F8_E5M2": mx.float16}
 
 
 def read_tensors(checkpoint: Checkpoint) -> Tensors:
     """The checkpoint's tensors by name, in the files' order. Nothing is read yet."""
     tensors: Tensors = {}
     for name, info in checkpoint.tensors.items():
-        dtype = getattr(mx, MLX_DTYPES.get(info.dtype, "float32"))
-        if info.dtype == "F8_E5M2":
-            dtype = mx.float16
+        dtype = _DTYPES.get(info.dtype, mx.float32)
         rows = partial(checkpoint.read_rows, name) if len(info.shape) > 1 else None
         tensors[name] = Tensor(
             info.shape, dtype, info.nbytes, partial(checkpoint.read, name), rows=rows

@@ -64,10 +64,11 @@ def build_model(
     at_once = READ_BYTES if dtype is None else CAST_BYTES
     checkpoint.read_ahead(at_once)
     model, plan, wanted = planned_model(checkpoint, dtype, unpack)
-    fill(plan, wanted, at_once, on_event)
+    reading = fill(plan, wanted, at_once, on_event)
     if not on_gpu():
         adapt_to_cpu(plan.modules.values())
     model.eval()
+    mx.eval(reading)
     return model
 
 
@@ -116,8 +117,9 @@ def fill(
     dtype: mx.Dtype | None,
     at_once: int,
     on_event: Callable[[Event], None] | None = None,
-) -> None:
-    """Read every parameter, ``at_once`` bytes at a time; the next are on their way meanwhile."""
+) -> list[mx.array]:
+    """Read every parameter, ``at_once`` bytes at a time; the next are on their way meanwhile.
+    Returns the last ones, which still are."""
     batches = list(batched(plan, at_once))
     total = sum(nbytes for _, nbytes in batches)
     started, done = time.monotonic(), 0
@@ -138,7 +140,7 @@ def fill(
         if on_event:
             seconds = time.monotonic() - started
             on_event(Progress(stage="load", done=done, total=total, unit="bytes", seconds=seconds))
-    mx.eval(reading)
+    return reading
 
 
 def batched(plan: WeightPlan, at_once: int) -> Iterator[tuple[list[Group], int]]:
