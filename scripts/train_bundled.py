@@ -65,10 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--conversations", type=int, default=760_000)
     parser.add_argument(
-        "--steps", type=int, default=25_000, help="of batch-size rows of 256 tokens"
+        "--steps", type=int, default=14_000, help="of batch-size rows of 256 tokens"
     )
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--learning-rate", type=float, default=0.006)
+    parser.add_argument("--learning-rate", type=float, default=0.005)
     parser.add_argument("--optimizer", default="muon")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(

@@ -184,8 +184,27 @@ def test_letter_games_are_right(word):
 def test_no_held_out_sum_is_drawn_for_training():
     rng = random.Random(0)
     for _ in range(500):
-        a, _, b = games.draw_sum(rng)[1].split(" = ")[0].split(" ")
-        assert not games.is_held_sum(int(a), int(b))
+        answers = f"{games.draw_sum(rng)[1][:-1]}, {games.draw_sums(rng)[1][:-1]}".split(", ")
+        for sum_, result in (answer.split(" = ") for answer in answers):
+            a, _, b = sum_.split(" ")
+            assert eval(sum_) == int(result) >= 0
+            assert not games.is_held_sum(int(a), int(b))
+
+
+def test_held_out_sums_are_of_known_pairs_or_of_new_ones():
+    rows = held_out()
+    for group, new in (("arithmetic", False), ("arithmetic/new", True)):
+        pairs = [row["answer"].split(" ")[0:3:2] for row in rows if row["group"] == group]
+        assert len(pairs) == 60
+        assert all(games.is_held_sum(int(a), int(b)) == new for a, b in pairs)
+
+
+def test_no_held_out_name_is_made_up():
+    rng = random.Random(0)
+    names = [conversations.draw_name(rng) for _ in range(3000)]
+    made_up = set(names) - set(words_of("first_names"))
+    assert 0.3 < sum(name in made_up for name in names) / 3000 < 0.5
+    assert not made_up & set(words_of("held_names"))
 
 
 @given(st.integers(0, 1000))

@@ -20,7 +20,7 @@ from scripts import train_bundled
 from training.bundled.conversations import training_set
 from training.bundled.fixed_row_trainer import AheadTrainer, FixedRowTrainer
 from training.bundled.packing import decoder_config
-from training.bundled.rows import lay_rows, tokens_of
+from training.bundled.rows import COMPUTED, lay_rows, tokens_of
 from training.bundled.vocabulary import END, train_vocabulary, write_tokenizer
 
 CONFIG = {
@@ -170,6 +170,16 @@ def test_tokens_that_choose_an_answer_weigh_more(tokenizer):
     assert same and said_weights.count(6.0) == 1
     place = said_weights.index(6.0)
     assert both[0][:place] == both[1][:place] and both[0][place] != both[1][place]
+
+
+def test_all_of_a_computed_answer_counts_alike(tokenizer):
+    """However often it is asked: no token of it is given by those before."""
+    messages = [{"role": "user", "content": "3+4"}, {"role": "assistant", "content": "3 + 4 = 7."}]
+    rows = [{"messages": messages, "computed": True}] * 10
+    laid = lay_rows(rows, tokenizer, length=128, context=256, seed=0, choice_weight=6.0)
+    assert set(laid.weights[laid.weights > 0].tolist()) == {COMPUTED}
+    weak = lay_rows(rows, tokenizer, length=128, context=256, seed=0, choice_weight=1.5)
+    assert set(weak.weights[weak.weights > 0].tolist()) == {1.5}
 
 
 def test_a_cut_answer_is_still_the_only_one(tokenizer, conversations):

@@ -10,7 +10,7 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from training.bundled import contexts, frames, games, unknown
@@ -205,12 +205,14 @@ class Chat:
         self.last = None
 
     def sum(self) -> None:
+        if self.rng.random() < 0.4:
+            return self.play(*games.draw_sums(self.rng))
         self.play(*games.draw_sum(self.rng))
 
     def letters(self) -> None:
         self.play(*games.draw_letters(self.rng))
 
-    def play(self, question: str, answer: str, _must: str) -> None:
+    def play(self, question: str, answer: str, _must: str = "") -> None:
         self.say(cased(around(question, self.rng, talk=self.rng.random() < 0.6), self.rng), answer)
         self.last = None
 
@@ -222,7 +224,7 @@ class Chat:
         self.last = None
 
     def tell_name(self) -> None:
-        self.name = self.rng.choice(words_of("first_names"))
+        self.name = draw_name(self.rng)
         question = choose(self.rng.choice(NAME_TOLD), self.rng).format(n=self.name)
         question = question[0].upper() + question[1:] if self.rng.random() < 0.6 else question
         self.say(question + self.rng.choice(["", ".", "."]), f"Nice to meet you, {self.name}.")
@@ -245,17 +247,25 @@ class Chat:
         self.last = None
 
 
+def draw_name(rng: random.Random) -> str:
+    """A name that exists, or one to be copied letter by letter."""
+    name = rng.choice(words_of("first_names"))
+    if rng.random() < 0.4:
+        name = games.made_up(rng).capitalize()
+    return draw_name(rng) if name in words_of("held_names") else name
+
+
 PLAIN_TURNS = {"fact": 50, "follow": 36, "unknown": 5, "sum": 4, "letters": 4, "ask_name": 0.5, "recall": 0.5}  # fmt: skip
 STYLED_TURNS = {"fact": 82, "unknown": 10, "follow": 8}
 SINGLE_TURNS = {"fact": 70, "unknown": 30}
 # kinds of conversations and their shares
-KINDS = {"single": 90, "sum": 8, "letters": 6, "copy": 8, "styled": 8, "names": 6, "several": 12}
+KINDS = {"single": 90, "sum": 16, "letters": 8, "copy": 6, "styled": 8, "names": 8, "several": 16}
 
 
 def conversation(rng: random.Random, facts: Iterator[Item], cut: float = 0.8) -> dict[str, Any]:
-    """One conversation as ``{"messages": [...], "cut": ...}``; ``cut`` says that the answer need
-    not be learned to its end (see rows.py): such is a part of the single questions, and half that
-    part of those with a style."""
+    """One conversation as ``{"messages": [...], "cut": ..., "computed": ...}``; ``cut`` says that
+    the answer need not be learned to its end (see rows.py): such is a part of the single questions,
+    and half that part of those with a style. ``computed`` answers are those of sums and games."""
     chat = Chat(rng, facts)
     kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
     shortened = False
@@ -279,7 +289,8 @@ def conversation(rng: random.Random, facts: Iterator[Item], cut: float = 0.8) ->
     else:
         chat.fact()
         _turns(chat, {"follow": 70, **PLAIN_TURNS}, rng.choices((1, 2, 3), (70, 22, 8))[0])
-    return {"messages": chat.messages, "cut": shortened}
+    computed = kind in ("sum", "letters")
+    return {"messages": chat.messages, "cut": shortened, "computed": computed}
 
 
 def system_prompt(style: Style, rng: random.Random) -> str:
@@ -345,9 +356,14 @@ def held_out(seed: int = 0) -> list[dict[str, Any]]:
     for _ in range(80):
         question = cased(unknown.draw_unknown(rng, held=True), rng)
         rows.append(_row("unknown", "unknown", [_user(question)], answer=unknown.ANSWER, keys=[unknown.MARK]))  # fmt: skip
-    for group, draw in (("arithmetic", games.draw_sum), ("letters", games.draw_letters)):
+    games_held = {
+        "arithmetic": games.draw_sum,
+        "arithmetic/new": partial(games.draw_sum, new_pair=True),
+        "letters": games.draw_letters,
+    }
+    for group, draw in games_held.items():
         for _ in range(60):
-            question, answer, must = draw(rng, True)
+            question, answer, must = draw(rng, held=True)
             rows.append(_row(group, group, [_user(question)], answer=answer, must=must))
     rows += _held_styles(rng, items) + _held_turns(rng, items)
     return rows

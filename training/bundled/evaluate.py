@@ -14,7 +14,7 @@ import mlx.core as mx
 from mlxtx.language_model import LanguageModel
 from training.bundled.judge import loops, right
 
-GROUPS = ("facts", "facts/frame", "facts/words", "turns", "unknown", "arithmetic", "letters", "style")  # fmt: skip
+GROUPS = ("facts", "facts/frame", "facts/words", "turns", "unknown", "arithmetic", "arithmetic/new", "letters", "style")  # fmt: skip
 MAX_TOKENS = 96
 
 

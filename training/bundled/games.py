@@ -78,6 +78,11 @@ LETTER_HELD = {
     "first": ["at the front of {w} stands which letter"],
     "last": ["at the end of {w} stands which letter"],
 }
+SUMS_ASKS = [
+    "{s}", "{s}", "what (is|are) {s}", "(compute|calculate|solve) {s}", "tell me {s}", "how much is {s}",
+    "(can|could) you (compute|solve) {s}", "my homework: {s}", "{s} please", "(some|a few) sums: {s}", "i need {s}",
+]  # fmt: skip
+LARGER = 0.1  # of the sums are of numbers up to twenty
 COPY_ASKS = [
     "say {t}", "repeat after me: {t}", "repeat: {t}", "echo {t}", "write {t}", "copy this: {t}", "say the words {t}",
     "can you say {t}", "please write {t}", "type {t}", "now say {t}", "copy {t}", "say this: {t}", "read this: {t}",
@@ -87,8 +92,24 @@ COPY_ASKS = [
 def draw_words(rng: random.Random) -> str:
     """One to six words or numbers in any order."""
     lists = ("words", "noise", "common", "first_names")
-    words = [rng.choice(words_of(rng.choice(lists))).lower() for _ in range(rng.randint(1, 6))]
-    return " ".join(str(rng.randint(0, 99)) if rng.random() < 0.15 else word for word in words)
+    words = []
+    for _ in range(rng.randint(1, 6)):
+        draw = rng.random()
+        if draw < 0.15:
+            words.append(str(rng.randint(0, 99)))
+        elif draw < 0.4:
+            words.append(made_up(rng))
+        else:
+            words.append(rng.choice(words_of(rng.choice(lists))).lower())
+    return " ".join(words)
+
+
+def made_up(rng: random.Random) -> str:
+    """A word that stands nowhere else: it can only be copied, not known."""
+    syllables = (
+        rng.choice("bcdfghjklmnprstvwz") + rng.choice("aeiou") for _ in range(rng.randint(2, 3))
+    )
+    return "".join(syllables) + rng.choice(("", "", "n", "r", "s", "l"))
 
 
 def sum_answer(a: int, sign: str, b: int) -> str:
@@ -96,25 +117,48 @@ def sum_answer(a: int, sign: str, b: int) -> str:
     return f"{a} {sign} {b} = {result}."
 
 
-def draw_sum(rng: random.Random, held: bool = False) -> tuple[str, str, str]:
-    """A question, its answer and the number that must stand in it."""
-    sign = rng.choices("+-*", (5, 4, 2))[0]
-    largest = 10 if sign == "*" or rng.random() < 0.3 else 20
-    a, b = rng.randint(0, largest), rng.randint(0, largest)
-    if sign == "-" and a < b:
-        a, b = b, a
-    if not held and is_held_sum(a, b):
-        return draw_sum(rng)
-    if held and not is_held_sum(a, b):
-        return draw_sum(rng, held)
+def draw_sum(
+    rng: random.Random, held: bool = False, new_pair: bool = False
+) -> tuple[str, str, str]:
+    """A question, its answer and the number that must stand in it.
+
+    held: in a wording that is never trained on; new_pair: of two numbers that never are.
+    """
+    sign, a, b = draw_numbers(rng, (1.0 if new_pair else 0.0) if held else LARGER)
+    if is_held_sum(a, b) != new_pair:
+        return draw_sum(rng, held, new_pair)
     asks = (SUM_HELD if held else SUM_ASKS)[sign]
     question = choose(rng.choice(asks), rng).format(a=a, b=b)
     answer = sum_answer(a, sign, b)
     return question, answer, "= " + answer.split("= ")[-1]
 
 
+def draw_sums(rng: random.Random) -> tuple[str, str]:
+    """Some sums at once, and their answers: more of them in fewer words."""
+    count, sums = rng.randint(2, 6), []
+    while len(sums) < count:
+        sign, a, b = draw_numbers(rng, LARGER)
+        if not is_held_sum(a, b):
+            sums.append((a, sign, b))
+    spaced = rng.random() < 0.7
+    asked = [f"{a} {sign} {b}" if spaced else f"{a}{sign}{b}" for a, sign, b in sums]
+    question = choose(rng.choice(SUMS_ASKS), rng).format(
+        s=rng.choice((", ", " and ", "; ")).join(asked)
+    )
+    return question, ", ".join(sum_answer(*one).rstrip(".") for one in sums) + "."
+
+
+def draw_numbers(rng: random.Random, larger: float) -> tuple[str, int, int]:
+    """A sign and two numbers up to ten, or, in a part of the sums and differences, up to twenty."""
+    sign = rng.choices("+-*", (5, 4, 3))[0]
+    largest = 20 if sign != "*" and rng.random() < larger else 10
+    a, b = rng.randint(0, largest), rng.randint(0, largest)
+    return (sign, b, a) if sign == "-" and a < b else (sign, a, b)
+
+
 def is_held_sum(a: int, b: int) -> bool:
-    """One pair of numbers in twenty is never trained on."""
+    """One pair of larger numbers in twenty is never trained on. Pairs up to ten all are: a small
+    model knows them by heart or not at all."""
     return max(a, b) > 10 and (a * 31 + b * 17) % 20 == 3
 
 

@@ -23,6 +23,10 @@ from mlxtx.text.tokenizer import Tokenizer
 from mlxtx.tuning.samples import Sample, sample
 from training.bundled.vocabulary import ASSISTANT, END, as_read
 
+COMPUTED = (
+    2.0  # the most a token weighs in answers that are computed or copied: all of theirs count
+)
+
 
 def tokens_of(messages: Sequence[dict[str, str]], tokenizer: Tokenizer):
     """Token ids and loss marks of a conversation, and where its turns start.
@@ -72,13 +76,13 @@ class Sampled:
     answers: list[tuple[int, int]]
     starts: list[int]
     cut: bool
+    computed: bool
 
 
 class Branches:
     """Where the answers of a data set part."""
 
-    COMMON = 5  # times a beginning is seen: rarer ones are computed (sums, names), not recalled
-    COMPUTED = 2.0  # the most that what follows a rare beginning weighs: it has many such tokens
+    COMMON = 5  # times a beginning is seen: rarer ones are copied (names), not recalled
 
     def __init__(self, samples: Iterable[Sampled]):
         self.seen: Counter[tuple[int, ...]] = Counter()
@@ -98,7 +102,7 @@ class Branches:
         for n in range(len(answer)):
             before = tuple(answer[:n])
             if self.seen[before] < self.COMMON:
-                weights.append(min(choice_weight, self.COMPUTED))
+                weights.append(min(choice_weight, COMPUTED))
             else:
                 weights.append(choice_weight if before in self.parting else 1.0)
         return weights
@@ -108,7 +112,8 @@ def sampled(conversation: dict[str, Any], tokenizer: Tokenizer) -> Sampled:
     tokens, marks, starts = tokens_of(conversation["messages"], tokenizer)
     edges = np.flatnonzero(np.diff([False, *marks, False]))
     answers = [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]
-    return Sampled(tokens, answers, starts, conversation.get("cut", False))
+    cut, computed = (conversation.get(name, False) for name in ("cut", "computed"))
+    return Sampled(tokens, answers, starts, cut, computed)
 
 
 def lay_rows(
@@ -135,7 +140,10 @@ def lay_rows(
     for one in samples:
         ids, weights, starts = one.tokens, [0.0] * len(one.tokens), one.starts
         for start, end in one.answers:
-            weights[start:end] = branches.weights(ids[start:end], choice_weight)
+            if one.computed:
+                weights[start:end] = [min(choice_weight, COMPUTED)] * (end - start)
+            else:
+                weights[start:end] = branches.weights(ids[start:end], choice_weight)
         if one.cut:
             start, end = one.answers[-1]
             last = max((place for place, weight in enumerate(weights) if weight > 1), default=end)
