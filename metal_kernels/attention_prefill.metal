@@ -20,6 +20,17 @@ short2 matrix_place(int lane) {
   return short2{short(((lane / 4) & 4) + (lane / 2) % 4), short(((lane / 4) & 2) * 2 + lane % 2 * 2)};
 }
 
+// sums += a b of 8 x 8 matrices, each as the two elements this lane holds. thread_elements() is a
+// vector of 64 of which only the first two are the lane's, so nothing else is done with it whole.
+void multiply_add(float2 a, float2 b, thread float2& sums) {
+  simdgroup_matrix<float, 8, 8> left, right, before, after;
+  reinterpret_cast<thread float2&>(left.thread_elements()) = a;
+  reinterpret_cast<thread float2&>(right.thread_elements()) = b;
+  reinterpret_cast<thread float2&>(before.thread_elements()) = sums;
+  simdgroup_multiply_accumulate(after, left, right, before);
+  sums = reinterpret_cast<thread float2&>(after.thread_elements());
+}
+
 // Load BK rows of the cache, as T, to threadgroup memory; rows at or beyond `high` are zeros.
 template <typename T, typename P, int BITS, int GROUP, int DIM, int STRIDE, int BK>
 void load_tile(const device P* rows, RowPlace place, int base, int low, int high,
@@ -85,8 +96,8 @@ const short2 place = matrix_place(lane);
 const int row = min(first_row + simd_row * 8 + place.x, row_count - 1);  // this lane's query row
 const int t = row % queries, head = kv_head * group + row / queries;
 const int position = length - queries + t;
-simdgroup_matrix<float, 8, 8> sums[OWN_DV / 8];
-for (int i = 0; i < OWN_DV / 8; i++) sums[i].thread_elements() = float2{0.0f, 0.0f};
+float2 sums[OWN_DV / 8];  // this lane's two elements of each 8 x 8 matrix
+for (int i = 0; i < OWN_DV / 8; i++) sums[i] = float2{0.0f, 0.0f};
 float maximum = -INFINITY, total = 0;
 
 for (int base = low & ~(BK - 1); base < high; base += BK) {
@@ -96,46 +107,43 @@ for (int base = low & ~(BK - 1); base < high; base += BK) {
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
   // Two chains of sums, every second matrix of channels each: shorter ones round less.
-  simdgroup_matrix<float, 8, 8> scores[KEYS], others[KEYS];
-  for (int k = 0; k < KEYS; k++) {
-    scores[k].thread_elements() = float2{0.0f, 0.0f};
-    others[k].thread_elements() = float2{0.0f, 0.0f};
-  }
+  float2 scores[KEYS], others[KEYS];
+  for (int k = 0; k < KEYS; k++) scores[k] = others[k] = float2{0.0f, 0.0f};
   for (int d = simd_part * OWN_D; d < (simd_part + 1) * OWN_D; d += 8) {
-    simdgroup_matrix<float, 8, 8> a, b;
+    float2 a;
     if (SHARED_QUERIES) {
       const threadgroup QueryT* qp =
           query_tile + (simd_row * 8 + place.x) * (D + PAD) + d + place.y;
-      a.thread_elements() = float2{float(qp[0]), float(qp[1])};
+      a = float2{float(qp[0]), float(qp[1])};
     } else {
       const device QueryT* qp = q + batch * q_strides[0] + head * q_strides[1] +
                                 t * q_strides[2] + (d + place.y) * q_strides[3];
-      a.thread_elements() = float2{float(qp[0]), float(qp[q_strides[3]])};
+      a = float2{float(qp[0]), float(qp[q_strides[3]])};
     }
     for (int k = 0; k < KEYS; k++) {
       // The transpose of the keys: row = channel, column = cache row.
       const threadgroup T* kp = cache_tile + (k * 8 + place.y) * (WIDEST + PAD) + d + place.x;
-      b.thread_elements() = float2{float(kp[0]), float(kp[WIDEST + PAD])};
+      const float2 b = float2{float(kp[0]), float(kp[WIDEST + PAD])};
       if (d / 8 % 2 == 0) {
-        simdgroup_multiply_accumulate(scores[k], a, b, scores[k]);
+        multiply_add(a, b, scores[k]);
       } else {
-        simdgroup_multiply_accumulate(others[k], a, b, others[k]);
+        multiply_add(a, b, others[k]);
       }
     }
   }
-  for (int k = 0; k < KEYS; k++) scores[k].thread_elements() += others[k].thread_elements();
+  for (int k = 0; k < KEYS; k++) scores[k] += others[k];
   if (DS > 1) {
     const int at = (simd_row * 8 + place.x) * BK + place.y;
     for (int k = 0; k < KEYS; k++) {
-      score_tile[simd_part * BQ * BK + at + k * 8] = scores[k].thread_elements()[0];
-      score_tile[simd_part * BQ * BK + at + k * 8 + 1] = scores[k].thread_elements()[1];
+      score_tile[simd_part * BQ * BK + at + k * 8] = scores[k][0];
+      score_tile[simd_part * BQ * BK + at + k * 8 + 1] = scores[k][1];
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     for (int k = 0; k < KEYS; k++) {
       for (int e = 0; e < 2; e++) {
         float sum = 0;
         for (int p = 0; p < DS; p++) sum += score_tile[p * BQ * BK + at + k * 8 + e];
-        scores[k].thread_elements()[e] = sum;
+        scores[k][e] = sum;
       }
     }
   }
@@ -153,10 +161,10 @@ for (int base = low & ~(BK - 1); base < high; base += BK) {
                        t * sizes[SIZE_MASK_QUERY] * mask_strides[2] +
                        j * sizes[SIZE_MASK_ROW] * mask_strides[3]];
       }
-      float x = scores[k].thread_elements()[e] * scale;
+      float x = scores[k][e] * scale;
       if (flags & HAS_SOFTCAP) x = softcap * precise::tanh(x / softcap);
       if (flags & HAS_SLOPES) x += float(slopes[head * slopes_strides[0]]) * float(j - position);
-      scores[k].thread_elements()[e] = x;
+      scores[k][e] = x;
       seen[k][e] = visible;
       if (visible) higher = max(higher, x);
     }
@@ -168,14 +176,14 @@ for (int base = low & ~(BK - 1); base < high; base += BK) {
   float added = 0;
   for (int k = 0; k < KEYS; k++) {
     for (int e = 0; e < 2; e++) {
-      const float w = seen[k][e] ? exp(scores[k].thread_elements()[e] - higher) : 0.0f;
-      scores[k].thread_elements()[e] = w;
+      const float w = seen[k][e] ? exp(scores[k][e] - higher) : 0.0f;
+      scores[k][e] = w;
       added += w;
     }
   }
   maximum = higher;
   total = total * kept + added;  // this lane's part of the row
-  for (int i = 0; i < OWN_DV / 8; i++) sums[i].thread_elements() *= kept;
+  for (int i = 0; i < OWN_DV / 8; i++) sums[i] *= kept;
 
   if (!LATENT) {
     threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -187,11 +195,9 @@ for (int base = low & ~(BK - 1); base < high; base += BK) {
     const int channel = simd_part * OWN_DV + i * 8;
     if (channel < DV) {
       for (int k = 0; k < KEYS; k++) {
-        simdgroup_matrix<float, 8, 8> b;
         const threadgroup T* vp =
             cache_tile + (k * 8 + place.x) * (WIDEST + PAD) + channel + place.y;
-        b.thread_elements() = float2{float(vp[0]), float(vp[1])};
-        simdgroup_multiply_accumulate(sums[i], scores[k], b, sums[i]);
+        multiply_add(scores[k], float2{float(vp[0]), float(vp[1])}, sums[i]);
       }
     }
   }
@@ -207,7 +213,7 @@ if (first_row + simd_row * 8 + place.x < row_count) {
     if (channel < DV) {
       for (int e = 0; e < 2; e++) {
         out[(query_base + row) * DV + channel + e] =
-            OutT(total > 0 ? sums[i].thread_elements()[e] / divisor : 0.0f);
+            OutT(total > 0 ? sums[i][e] / divisor : 0.0f);
       }
     }
   }

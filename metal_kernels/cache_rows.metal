@@ -18,11 +18,13 @@ constexpr int lanes_of(int chunks) {
   return chunks > 16 ? 32 : chunks > 8 ? 16 : 8;
 }
 
-// CHUNK channels of a row of T.
+// CHUNK channels of a row of T, by fours: Metal has no wider vectors.
 template <typename T, int CHUNK>
 void load_plain(const device T* row, int chunk, thread float* out) {
-  const vec<T, CHUNK> x = ((const device vec<T, CHUNK>*)row)[chunk];
-  for (int i = 0; i < CHUNK; i++) out[i] = float(x[i]);
+  for (int first = 0; first < CHUNK; first += 4) {
+    const vec<T, 4> x = ((const device vec<T, 4>*)row)[(chunk * CHUNK + first) / 4];
+    for (int i = 0; i < 4; i++) out[first + i] = float(x[i]);
+  }
 }
 
 // CHUNK channels of a row of codes, least significant bits first, as scale * code + bias.

@@ -77,8 +77,12 @@ METAL_FUNC V emu_make(A a, B b, R... rest) {
 }
 
 namespace metal {
+template <int N> struct emu_components {
+  static_assert(N <= 4, "a vector has 2, 3 or 4 components");
+  static constexpr int count = N;
+};
 template <typename T, int N>
-using vec = T __attribute__((ext_vector_type(N)));
+using vec = T __attribute__((ext_vector_type(emu_components<N>::count)));
 template <typename T, int N>
 struct packed_vec { T x[N]; T operator[](int i) const { return x[i]; } };
 
@@ -304,12 +308,14 @@ METAL_FUNC bool simd_any(bool x, SITE) { return simd_or((uint)x, line, column) !
 METAL_FUNC bool simd_all(bool x, SITE) { return simd_and((uint)x, line, column) != 0; }
 
 // ---- 8 x 8 matrices, two elements a lane, in the layout MLX's own kernels rely on ------------
+// As in Apple's header the elements are a vector of 64, of which the first two are the lane's own:
+// a vector of two does not go into it, and no multiplication looks at the rest.
 template <typename T, int R = 8, int C = 8>
 struct simdgroup_matrix {
-  typedef vec<T, 2> storage_type;
+  typedef T storage_type __attribute__((ext_vector_type(R * C)));
   storage_type elements;
   simdgroup_matrix() = default;
-  explicit simdgroup_matrix(T x) { elements = storage_type{x, x}; }
+  explicit simdgroup_matrix(T x) { elements[0] = elements[1] = x; }
   storage_type& thread_elements() { return elements; }
 };
 typedef simdgroup_matrix<float> simdgroup_float8x8;
@@ -342,9 +348,10 @@ void emu_mma(void** io, uint32_t) {
 template <typename T, typename A, typename B, typename C>
 METAL_FUNC void simdgroup_multiply_accumulate(simdgroup_matrix<T>& d, simdgroup_matrix<A>& a,
                                               simdgroup_matrix<B>& b, simdgroup_matrix<C>& c, SITE) {
-  emu_mma_io<T, A, B, C> io = {a.elements, b.elements, c.elements, {}};
+  emu_mma_io<T, A, B, C> io = {{a.elements[0], a.elements[1]}, {b.elements[0], b.elements[1]},
+                               {c.elements[0], c.elements[1]}, {}};
   emu_collective(HERE, &io, emu_mma<T, A, B, C>);
-  d.elements = io.d;
+  for (int j = 0; j < 2; j++) d.elements[j] = io.d[j];
 }
 template <typename T, typename A, typename B>
 METAL_FUNC void simdgroup_multiply(simdgroup_matrix<T>& d, simdgroup_matrix<A>& a,

@@ -63,6 +63,11 @@ REJECTED = {
         "float f() { threadgroup float s[4]; return s[0]; }", "y[i] = f();", "kernel function"),
     "threadgroup initialiser": ("", "threadgroup float s[2] = {0, 1};", "initialiser"),
     "auto pointer": ("", "auto* p = y; p[0] = 1;", "auto"),
+    "two elements for a whole matrix": (
+        "", "simdgroup_float8x8 m; m.thread_elements() = float2(1.0f, 2.0f);", "assigning"),
+    "vector of eight": (
+        "template <typename T, int N> T f(const device T* p) { return ((const device vec<T, N>*)p)[0][0]; }",
+        "y[i] = f<float, 8>(x);", "2, 3 or 4"),
     "uninitialised local": ("", "float a; y[i] = a;", "uninitialized"),
     "no return value": ("float f(float a) { a += 1; }", "y[i] = f(1);", "return a value"),
     "run-time type information": ("", "y[i] = typeid(float) == typeid(int);", ""),
