@@ -76,12 +76,20 @@ def choose(operation: str, *, supported: bool, fused_by_mlx: bool = False) -> Pa
     ``mx.fast`` does the same in one fused launch, with nothing built in memory."""
     if not on_metal():
         return "reference"
-    found = remembered().get(operation)
-    if found == "off":  # doctor saw it fail or disagree on this machine
+    found = "off" if operation in _failed else remembered().get(operation)
+    if found == "off":  # it failed at load, or doctor saw it fail or disagree on this machine
         return "fast" if fused_by_mlx else "reference"
     if fused_by_mlx and found != "kernel":
         return "fast"
     return "kernel" if supported else ("fast" if fused_by_mlx else "reference")
+
+
+_failed: set[str] = set()
+
+
+def switch_off(operation: str) -> None:
+    """Our kernel for ``operation`` did not run: this process does without it from now on."""
+    _failed.add(operation)
 
 
 def memory_file() -> Path:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import mlx.core as mx
 
@@ -27,6 +28,7 @@ def warm_up(
     prompt: bool = True,
 ) -> int:
     """Run each kernel variant once on a small cache of this layer's shape; returns how many ran.
+    A kernel that the device does not take is switched off: its operation goes the other way.
 
     ``key_bits`` None is a plain cache. ``queries``: query rows of a decoding step, more than one for
     speculative checks. Lengths are no part of a variant, so what runs here is all that is compiled.
@@ -35,8 +37,13 @@ def warm_up(
     if not dispatch.on_metal():
         return 0
     value_dim = value_dim or head_dim
-    ran: list[mx.array] = []
+    ran = 0
     numbers = dispatch.tuning()
+
+    for bits in (key_bits, value_bits):
+        if bits is not None:
+            few = mx.zeros((1, kv_heads, 1, head_dim), dtype=dtype)
+            _runs(kv_quantize, few, bits=bits, group_size=group_size)
     # A buffer long enough for the split into blocks, and one short enough for a single pass.
     for rows in (numbers.single_pass_rows, 2 * numbers.single_pass_rows + 64):
         plain = [mx.zeros((1, kv_heads, rows, dim), dtype=dtype) for dim in (head_dim, value_dim)]
@@ -54,7 +61,7 @@ def warm_up(
             steps.append((attention_prefill.attention_prefill, 32))
         for function, count in steps:
             q = mx.zeros((1, heads, count, head_dim), dtype=dtype)
-            ran.append(function(q, keys, None if latent else values, **shared))  # type: ignore[arg-type]
+            ran += _runs(function, q, keys, None if latent else values, **shared)
     if not latent:
         q = mx.zeros((1, heads, 1, head_dim), dtype=dtype)
         k = mx.zeros((1, kv_heads, 1, head_dim), dtype=dtype)
@@ -62,16 +69,25 @@ def warm_up(
         frequencies, offsets = mx.ones((dims // 2,)), mx.array([0])
         if key_bits is not None and value_bits is not None:
             v = mx.zeros((1, kv_heads, 1, value_dim), dtype=dtype)
-            turned, _, _ = rope.rope_quantize(
-                q, k, v, inverse_frequencies=frequencies, offsets=offsets, key_bits=key_bits,
-                value_bits=value_bits, group_size=group_size, rotated_dims=dims,
-                interleaved=interleaved,
+            ran += _runs(
+                rope.rope_quantize, q, k, v, inverse_frequencies=frequencies, offsets=offsets,
+                key_bits=key_bits, value_bits=value_bits, group_size=group_size,
+                rotated_dims=dims, interleaved=interleaved,
             )  # fmt: skip
         else:
-            turned, _ = rope.rope(
-                q, k, inverse_frequencies=frequencies, offsets=offsets, rotated_dims=dims,
-                interleaved=interleaved,
+            ran += _runs(
+                rope.rope, q, k, inverse_frequencies=frequencies, offsets=offsets,
+                rotated_dims=dims, interleaved=interleaved,
             )  # fmt: skip
-        ran.append(turned)
-    mx.eval(ran)
-    return len(ran)
+    return ran
+
+
+def _runs(function: Callable[..., Any], *arrays: Any, **options: Any) -> bool:
+    """Whether it ran. Not every chip and system has seen these kernels: one that Apple's compiler
+    refuses, or that wants more threads than there are, must not keep a model from loading."""
+    try:
+        mx.eval(function(*arrays, **options))
+    except (RuntimeError, ValueError):
+        dispatch.switch_off(function.__name__)
+        return False
+    return True

@@ -191,6 +191,31 @@ def test_warm_up_compiles_all_that_decoding_then_uses():
         assert set(emulator.sources) == compiled
 
 
+@needs_emulator
+def test_a_kernel_that_fails_at_load_is_left_out_from_then_on(monkeypatch):
+    monkeypatch.setattr(dispatch, "_failed", set())
+
+    def fails(*arguments, **options):
+        raise RuntimeError("[metal::Device] Unable to build metal library from source")
+
+    monkeypatch.setattr(attention_decode, "launch", fails)
+    monkeypatch.setattr(kv_quantize, "launch", fails)
+    shape = {"heads": 4, "kv_heads": 2, "head_dim": 64, "dtype": mx.float32}
+    bits = {"key_bits": 8, "value_bits": 4, "group_size": 32}
+    with emulated("plain", tuning={"single_pass_rows": 32}) as emulator:
+        assert warm_up_module.warm_up(**shape, **bits) == 4  # the longer cache goes the other way
+        assert {launch.name for launch in emulator.launches} == {"rope_quantize"}
+        assert dispatch.choose("attention_decode", supported=True) == "reference"
+        assert dispatch.choose("attention_decode", supported=True, fused_by_mlx=True) == "fast"
+        assert dispatch.choose("rope_quantize", supported=True) == "kernel"
+        rows = mx.random.normal((1, 2, 9, 64))
+        keys = kv_quantize.kv_quantize(rows, bits=8, group_size=32)
+        q = mx.random.normal((1, 4, 1, 64))
+        arguments = {"lengths": [9], "scale": 0.125}
+        found = attention_decode.attention_decode(q, keys, keys, **arguments)
+        assert mx.array_equal(found, attention_reference(q, keys, keys, **arguments))
+
+
 def test_warm_up_does_nothing_off_metal(monkeypatch):
     monkeypatch.setattr(dispatch, "on_metal", lambda: False)
     assert warm_up_module.warm_up(heads=1, kv_heads=1, head_dim=64, dtype=mx.float16) == 0

@@ -235,8 +235,9 @@ void emu_reduce(void** io, uint32_t mask) {
   }
 EMU_REDUCTION(simd_sum, 0, a + b)
 EMU_REDUCTION(simd_product, 1, a * b)
-EMU_REDUCTION(simd_max, numeric_limits<T>::lowest(), max(a, b))
-EMU_REDUCTION(simd_min, numeric_limits<T>::max(), min(a, b))
+// The largest of nothing but minus infinities is minus infinity.
+EMU_REDUCTION(simd_max, is_integral_v<T> ? numeric_limits<T>::lowest() : T(-INFINITY), max(a, b))
+EMU_REDUCTION(simd_min, is_integral_v<T> ? numeric_limits<T>::max() : T(INFINITY), min(a, b))
 EMU_REDUCTION(simd_or, 0, a | b)
 EMU_REDUCTION(simd_and, -1, a & b)
 EMU_REDUCTION(simd_xor, 0, a ^ b)

@@ -145,6 +145,21 @@ def test_a_seeded_bug_is_caught(bug):
         assert all(":" in r.rsplit(" ", 1)[-1] for r in found), found
 
 
+@pytest.mark.parametrize("name, value", [("simd_max", -np.inf), ("simd_min", np.inf)])
+def test_reductions_start_from_infinity(name, value):
+    source = EXCHANGE.replace("shared[lid] = rows[lid]", f"shared[lid] = {name}(rows[lid])")
+    kernel = Kernel(source, "row_sum", "checked")
+    data = np.full(256, value, np.float32)
+    data[40] = 3
+    launch = kernel.launch(
+        {0: data, 1: np.zeros(256, np.float32), 2: np.array([256], np.int32)},
+        grid=(THREADS, 1, 1),
+        threadgroup=(THREADS, 1, 1),
+    )
+    found = launch.outputs[1].view(np.float32).reshape(8, 32)
+    assert (found[1] == 3).all() and (np.delete(found, 1, 0) == value).all()
+
+
 def test_more_than_1024_threads():
     kernel = Kernel(ROW_SUM, "row_sum", "plain")
     with pytest.raises(EmulatorError, match="THREADS"):
