@@ -158,23 +158,30 @@ def _examine(
     return Finding(operation, count, "", kernel_ms, other_ms, other, bound_ms=bound)
 
 
-def _attention_cases(queries: tuple[int, ...], launch: Callable[..., mx.array]) -> Iterator[Case]:
+def _attention_cases(
+    queries: tuple[int, ...], launch: Callable[..., mx.array], rows: int
+) -> Iterator[Case]:
+    """Shapes and caches with a window and a soft cap; then every other option, over ``rows`` rows."""
     shapes = [(64, 64), (128, 128), (96, 96), (256, 256), (576, 512)]
     caches = [None, (8, 8), (8, 4), (4, 4), (3, 5)]
     for dtype, tolerance in TOLERANCE.items():
+        cases = []
         for number, (dim, value_dim) in enumerate(shapes):
             for offset in range(2):
                 bits = caches[(2 * number + offset) % len(caches)]
                 arguments = _attention_arguments(
                     dtype, dim, value_dim, bits, queries[(number + offset) % len(queries)], 90
                 )
-                name = f"{dtype}, head dim {dim}, cache {bits or 'plain'}".replace("mlx.core.", "")
-                yield (
-                    name,
-                    lambda a=arguments: [launch(**a)],  # type: ignore[misc]
-                    lambda a=arguments: [attention_reference(**a)],  # type: ignore[misc]
-                    tolerance,
-                )
+                cases.append((f"head dim {dim}, cache {bits or 'plain'}", arguments))
+        many = _attention_arguments(dtype, 64, 64, (8, 4), queries[0], rows)
+        cases.append((f"{rows} rows, every option", many | _other_options(queries[0], rows)))
+        for name, arguments in cases:
+            yield (
+                f"{dtype}, {name}".replace("mlx.core.", ""),
+                lambda a=arguments: [launch(**a)],  # type: ignore[misc]
+                lambda a=arguments: [attention_reference(**a)],  # type: ignore[misc]
+                tolerance,
+            )
 
 
 def _attention_arguments(
@@ -201,12 +208,26 @@ def _attention_arguments(
     }
 
 
+def _other_options(queries: int, rows: int) -> dict[str, Any]:
+    """For two sequences and eight heads; without the window, all rows are in reach."""
+    return {
+        "window": None,
+        "sinks": mx.random.normal((8,)),
+        "slopes": mx.arange(1, 9) / 64,
+        "starts": [0, 40],
+        "mask": mx.random.uniform(shape=(2, 1, queries, rows)) < 0.8,
+    }
+
+
 def _decode_cases() -> Iterator[Case]:
-    return _attention_cases((1, 3), attention_decode.launch)
+    # More rows than a single pass takes: attention_merge has to run too.
+    return _attention_cases(
+        (1, 3), attention_decode.launch, dispatch.tuning().single_pass_rows + 90
+    )
 
 
 def _prefill_cases() -> Iterator[Case]:
-    return _attention_cases((17, 40), attention_prefill.launch)
+    return _attention_cases((17, 40), attention_prefill.launch, 150)
 
 
 def _quantize_cases() -> Iterator[Case]:

@@ -98,9 +98,13 @@ def test_doctor_on_linux_says_that_metal_was_not_exercised(capsys, findings_file
 def test_doctor_finds_every_kernel_right(findings_file, monkeypatch):
     # The real command, on a part of its grid: the emulator is not a GPU.
     shrink(monkeypatch)
-    with emulated("plain"):
+    with emulated("plain") as emulator:
         findings = list(doctor.examine(timed=False))
     assert [f.problem for f in findings] == [""] * 5
+    assert {launch.name for launch in emulator.launches} == {
+        "attention_decode", "attention_merge", "attention_prefill", "kv_quantize", "rope",
+        "rope_quantize",
+    }  # fmt: skip
     assert all(f.cases > 0 and f.choice == "kernel" for f in findings)
     doctor.remember(findings)
     assert dispatch.remembered() == {f.operation: "kernel" for f in findings}
