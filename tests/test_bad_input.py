@@ -148,7 +148,7 @@ CASES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "a negative base": (change_config(rope_theta=-1), ["base", "-1"]),
     "a scaling by text": (change_config(rope_scaling=ROPE), ["factor", "'two'"]),
     "a scaling that is text": (change_config(rope_scaling="linear"), ["RoPE", "'linear'"]),
-    "perhaps tied": (change_config(tie_word_embeddings="false"), ["tied", "false"]),
+    "perhaps tied": (change_config(tie_word_embeddings="false"), ["tie_word_embeddings", "quotes"]),
     "an end token as text": (change_config(eos_token_id="2"), ["eos_token_id", "'2'"]),
     "end tokens in lists": (
         write("generation_config.json", b'{"eos_token_id": [[1]]}'),

@@ -27,10 +27,11 @@ def _check(condition: bool, message: str) -> None:
 
 def _positive(owner: object, *names: str) -> None:
     for name in names:
-        value, whole = getattr(owner, name), owner.__annotations__[name].startswith("int")
+        value, kind = getattr(owner, name), owner.__annotations__[name]
+        whole, none = kind.startswith("int"), value is None and kind.endswith("None")
         good = isinstance(value, int if whole else int | float) and 0 < value < 2**63
         what = f"{type(owner).__name__}.{name} must be a {'whole ' * whole}number above 0"
-        _check(good or value is None, f"{what}, not {value!r:.60}")
+        _check(good or none, f"{what}, not {value!r:.60}")
 
 
 def _known(owner: object, name: str, values: Sequence[str]) -> None:
@@ -166,6 +167,7 @@ class AttentionConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "heads", "kv_heads", "head_dim", "window", "chunk", "stride", "clip_qkv")
+        _positive(self, "softcap")
         _check(
             self.heads % self.kv_heads == 0,
             f"AttentionConfig.kv_heads must divide heads: {self.kv_heads} does not divide {self.heads}",
@@ -348,6 +350,7 @@ class HeadConfig:
 
     def __post_init__(self) -> None:
         _check(not (self.tied and self.bias), "HeadConfig.bias needs a head that is not tied")
+        _positive(self, "softcap")
 
 
 @dataclass(frozen=True, kw_only=True)

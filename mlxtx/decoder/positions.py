@@ -162,9 +162,9 @@ def _table(config: RopeConfig, length: int) -> mx.array:
 
 def _llama3(wave: float, scaling: RopeScaling) -> float:
     """Llama 3.1: long wavelengths are stretched, short ones kept, those between blended."""
-    rotations = scaling.original_context / (2 * math.pi * wave)
+    cycles = scaling.original_context / (2 * math.pi * wave)
     low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
-    blend = min(max((rotations - low) / (high - low), 0), 1)
+    blend = 0.0 if cycles < low else 1.0 if cycles > high else (cycles - low) / (high - low)
     return 1 / ((1 - blend) / (wave * scaling.factor) + blend / wave)
 
 

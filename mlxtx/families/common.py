@@ -35,13 +35,9 @@ Part = TypeVar("Part")
 MOST = 10_000  # more layers or heads than any decoder has
 
 # transformers' names of activations that are not ours
-ACTIVATIONS = {
-    "swish": "silu",
-    "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "quick_gelu": "gelu_quick",
-}
+TANH = "gelu_new gelu_fast gelu_accurate gelu_pytorch_tanh gelu_python_tanh"
+ACTIVATIONS = {"swish": "silu", "gelu_python": "gelu", "quick_gelu": "gelu_quick"}
+ACTIVATIONS |= dict.fromkeys(TANH.split(), "gelu_tanh")
 
 
 def per_layer(value: Any, count: int) -> list:
@@ -119,7 +115,7 @@ class HubConfig(ConfigReader):
         self,
         width: str | int = "intermediate_size",
         activation: str = "silu",
-        keys: tuple[str, ...] = ("hidden_activation", "hidden_act"),
+        keys: tuple[str, ...] = ("hidden_act",),
         **fields: Any,
     ) -> FeedForwardConfig:
         """Gated unless ``fields`` say otherwise; ``width`` is a key or a number, ``activation``
@@ -152,7 +148,7 @@ class HubConfig(ConfigReader):
 
     def bias(self, default: bool = False) -> bool:
         """The switch for the biases of all four projections."""
-        return self.get("attention_bias", "qkv_bias", default=default)
+        return self.get("attention_bias", default=default)
 
     def rope(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mlxtx.decoder.config import ConfigError, DecoderConfig
@@ -27,7 +27,8 @@ class Family:
     """One ``model_type``. ``read`` describes the decoder; ``rules`` are the name rules that turn
     the family's tensors into ours, where they depend on sizes a function of the decoder.
     ``packed_rules`` take their place where ``quantization_config`` says mxfp4. ``mlx_rules`` are
-    for the names that MLX checkpoints of the family have of their own."""
+    for the names that MLX checkpoints of the family have of their own. ``defaults`` stand for
+    keys that the config leaves out."""
 
     model_type: str
     read: Callable[[HubConfig], DecoderConfig]
@@ -36,6 +37,7 @@ class Family:
     drops: tuple[Drop, ...] = ()
     packed_rules: Rules | None = None
     mlx_rules: Rules = ()
+    defaults: Mapping[str, int] = field(default_factory=dict)
 
     def decoder_config(
         self, config: Mapping[str, Any], tensors: Collection[str] = ()
@@ -50,7 +52,7 @@ class Family:
         return replace(decoder, prediction_heads=decoder.prediction_heads[:held])
 
     def _read(self, config: Mapping[str, Any]) -> DecoderConfig:
-        hub = HubConfig(config)
+        hub = HubConfig({**self.defaults, **config})
         with self._explained():
             decoder = self.read(hub)
         hub.finish()

@@ -33,13 +33,15 @@ def _gemma(config: HubConfig, **fields: Any) -> DecoderConfig:
 
 def gemma(config: HubConfig) -> DecoderConfig:
     """Its files say ``gelu`` where they mean the tanh form."""
-    if config.get("hidden_act", "hidden_activation", default="gelu") == "gelu":
-        config.config["hidden_activation"] = GELU
+    config.ignore("hidden_activation")
+    if config.get("hidden_act", default=GELU) == "gelu":
+        config.config["hidden_act"] = GELU
     return _gemma(config, rope=config.rope(config.head_dim(256)))
 
 
 def _sandwich(config: HubConfig, final: float | None, **attention: Any) -> DecoderConfig:
     """Norms around both branches, perhaps a soft cap of the logits."""
+    config.config["hidden_act"] = config.get("hidden_activation", default=GELU)
     return _gemma(
         config,
         block=behind(config.rms_norm(offset=1.0)),
@@ -58,9 +60,12 @@ def gemma2(config: HubConfig) -> DecoderConfig:
 
 def gemma3_text(config: HubConfig) -> DecoderConfig:
     """Five layers with a window and a rotary base of their own to one that sees everything."""
-    config.ignore("attn_logit_softcapping")  # transformers reads it and does nothing with it
-    step = config.get("sliding_window_pattern", "_sliding_window_pattern", default=6)
-    types = config.layer_types(config.every(step))
+    config.ignore("attn_logit_softcapping _sliding_window_pattern")  # as transformers does
+    types = config.layer_types(config.every(config.get("sliding_window_pattern", default=6)))
+    # A flat scaling is added to what the full layers have of their own.
+    nested = config.get("rope_parameters", default={FULL: {"rope_type": "default"}})
+    scaled = {**(nested.get(FULL) or {}), **config.get("rope_scaling", default={})}
+    config.config |= {"rope_parameters": {**nested, FULL: scaled}, "rope_scaling": None}
     size = config.head_dim(256)
     ropes = {
         SLIDING: config.rope(size, SLIDING, theta=1e4, theta_names=("rope_local_base_freq",)),
@@ -128,6 +133,7 @@ def _gemma4_attention(config: HubConfig, types: list[str]) -> list[AttentionConf
 
 def gemma4_text(config: HubConfig) -> DecoderConfig:
     config.expect(use_bidirectional_attention=(None, "vision"))
+    config.config["hidden_act"] = config.get("hidden_activation", default=GELU)
     norm = config.rms_norm()
     types = config.layer_types(config.every(6))
     types[-1] = FULL
@@ -192,10 +198,14 @@ def _gemma4_rules(decoder: DecoderConfig) -> tuple[Rule, ...]:
 
 SANDWICH = OUTPUT_NORMS + names("pre_feedforward_layernorm=post_attention_layernorm")
 
+# Published files leave these out.
+HEADS = {"num_attention_heads": 8, "num_key_value_heads": 4}
+GEMMA3 = {"max_position_embeddings": 131072, "vocab_size": 262208}
+
 FAMILIES = (
-    Family("gemma", gemma),
-    Family("gemma2", gemma2, SANDWICH),
-    Family("gemma3_text", gemma3_text, SANDWICH),
+    Family("gemma", gemma, defaults={"num_key_value_heads": 16, "max_position_embeddings": 8192}),
+    Family("gemma2", gemma2, SANDWICH, defaults={**HEADS, "max_position_embeddings": 8192}),
+    Family("gemma3_text", gemma3_text, SANDWICH, defaults={**HEADS, **GEMMA3}),
     Family(
         "gemma4_text",
         gemma4_text,

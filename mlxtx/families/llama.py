@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 from mlxtx.decoder.config import DecoderConfig, FeedForwardConfig, RopeConfig, TemperatureConfig
-from mlxtx.errors import MlxtxError
 from mlxtx.families.common import FULL, SLIDING, HubConfig, behind, first, head_norm
 from mlxtx.families.family import Family
 from mlxtx.families.rope import make_rope, rope_parameters
@@ -40,15 +39,10 @@ def llama(
     return config.decoder(config.rms_norm(eps), body, **{**attention, **fields})
 
 
-def mistral(config: HubConfig) -> DecoderConfig:
-    """A window in every layer, or in none."""
-    if len(set(config.layer_types())) > 1:
-        raise MlxtxError("config.json: layer_types differ, as 'ministral' has it and not 'mistral'")
-    return llama(config, window=config.nullable("sliding_window", 4096))
-
-
 def ministral(config: HubConfig) -> DecoderConfig:
-    return llama(config, window=config.windows(config.layer_types([SLIDING] * config.layers), 4096))
+    """A window in every layer, or where ``layer_types`` has it; no bias, whatever the config says."""
+    windows = config.windows(config.layer_types([SLIDING] * config.layers), 4096)
+    return llama(config, bias=False, mlp_bias=False, window=windows)
 
 
 MINISTRAL3_ROPE = {
@@ -111,8 +105,9 @@ def seed_oss(config: HubConfig) -> DecoderConfig:
 
 
 def internlm3(config: HubConfig) -> DecoderConfig:
+    qkv = config.get("qkv_bias", "attention_bias", default=False)
     rest = config.get("bias", "mlp_bias", default=False)
-    return llama(config, 1e-5, 128, mlp_bias=rest, output_bias=rest)
+    return llama(config, 1e-5, 128, mlp_bias=rest, qkv_bias=qkv, output_bias=rest)
 
 
 def llama3_scaling(factor: float) -> dict[str, Any]:
@@ -298,13 +293,18 @@ HUNYUAN = names(
     "self_attn.query_layernorm=self_attn.q_norm self_attn.key_layernorm=self_attn.k_norm"
 )
 
+# What transformers takes for granted where a config doesn't say.
+MISTRAL = {"num_key_value_heads": 8, "max_position_embeddings": 131072}
+QWEN = {"num_key_value_heads": 32, "max_position_embeddings": 32768}
+PHI3 = {"max_position_embeddings": 4096, "original_max_position_embeddings": 4096}
+
 FAMILIES = (
-    Family("llama", llama),
-    Family("mistral", mistral),
-    Family("ministral", ministral),
+    Family("llama", llama, defaults={"max_position_embeddings": 2048}),
+    Family("mistral", ministral, defaults=MISTRAL),
+    Family("ministral", ministral, defaults=MISTRAL),
     Family("ministral3", ministral3),
-    Family("qwen2", qwen2),
-    Family("qwen3", qwen3),
+    Family("qwen2", qwen2, defaults=QWEN),
+    Family("qwen3", qwen3, defaults=QWEN),
     Family("smollm3", smollm3),
     Family("seed_oss", seed_oss),
     Family("internlm3", internlm3),
@@ -318,7 +318,7 @@ FAMILIES = (
     Family("olmo3", olmo3, OUTPUT_NORMS),
     Family("glm", glm, gate_up_rules),
     Family("glm4", glm4, glm4_rules),
-    Family("phi3", phi3, phi3_rules),
+    Family("phi3", phi3, phi3_rules, defaults=PHI3),
     Family("hunyuan_v1_dense", hunyuan_v1_dense, HUNYUAN),
     Family("nanochat", nanochat, names("mlp.fc1=mlp.up_proj mlp.fc2=mlp.down_proj")),
     Family("granite", granite),

@@ -22,10 +22,10 @@ HARMLESS = """
     tf_legacy_loss tokenizer_class torch_dtype torchscript transformers_version unsloth_fixed
     unsloth_version use_bfloat16 use_cache
     """
-# Keys that are harmless where they switch something off, or list nothing.
+# Keys that are harmless where they switch something off, or list nothing (null always is).
 OFF = """
     add_cross_attention attention_bias cross_attention_hidden_size is_encoder_decoder mlp_bias
-    num_nextn_predict_layers pruned_heads qk_layernorm rope_scaling sliding_window
+    num_nextn_predict_layers pruned_heads qk_layernorm qkv_bias rope_scaling sliding_window
     tie_encoder_decoder use_bidirectional_attention use_mrope use_qk_norm use_sliding_window
     """
 
@@ -45,8 +45,11 @@ class ConfigReader:
         """The first of ``names`` that is there and not null; all of them count as read."""
         self._read.update(names)
         for name in names:
-            if self.config.get(name) is not None:
-                return self.config[name]
+            value = self.config.get(name)
+            if value in ("true", "false", "True", "False"):  # texts, which all count as true
+                raise MlxtxError(f"config.json: {name}={value!r} is a text: take away its quotes")
+            if value is not None:
+                return value
         if default is _MISSING:
             raise MlxtxError(f"config.json lacks {names[0]!r}, which {self.owner} needs")
         return default
@@ -82,7 +85,7 @@ class ConfigReader:
         left = [
             f"{name:.60}={value!r:.60}"
             for name, value in self.config.items()
-            if name not in self._read and not (name in OFF.split() and not value)
+            if name not in self._read and value is not None and (value or name not in OFF.split())
         ]
         if left:
             raise MlxtxError(

@@ -13,8 +13,6 @@ from mlxtx.decoder.positions import longrope_amplitude, yarn_amplitude
 from mlxtx.errors import MlxtxError
 from mlxtx.families.reader import ConfigReader
 
-_LAYER_TYPES = ("full_attention", "sliding_attention", "chunked_attention")
-
 
 def rope_parameters(
     reader: ConfigReader,
@@ -37,20 +35,20 @@ def rope_parameters(
     if not isinstance(parameters, dict):
         raise MlxtxError(f"config.json: RoPE needs names and values, not {parameters!r:.60}")
     parameters = dict(parameters)
-    if any(name in parameters for name in _LAYER_TYPES):
-        own = parameters.get(layer_type or "full_attention") or {}
-        # transformers asks for this one beside the layer types, so that within them it is not read.
-        parameters = {**own, "truncate": parameters.get("truncate")}
+    original = reader.get("original_max_position_embeddings", default=None)
+    if layer_type is not None and any(name.endswith("_attention") for name in parameters):
+        # transformers asks for truncate beside the layer types, for the context only within them.
+        own, original = parameters.get(layer_type) or {}, None
+        parameters = {**own, "truncate": parameters.get("truncate", True)}
     elif layer_type is not None and layer_type != "full_attention":
         parameters = {}  # where layers differ, a flat scaling is that of the full ones
     kind = parameters.pop("rope_type", None) or parameters.pop("type", None) or "default"
     parameters.pop("type", None)
     parameters["rope_type"] = {"su": "longrope"}.get(kind, kind)
     parameters.setdefault("rope_theta", flat_theta)
-    parameters.setdefault("partial_rotary_factor", flat_partial or 1.0)
+    parameters.setdefault("partial_rotary_factor", 1.0 if flat_partial is None else flat_partial)
     if partial is None and parameters["rope_type"] == "default":
         parameters["partial_rotary_factor"] = 1.0
-    original = reader.get("original_max_position_embeddings", default=None)
     if original is not None:
         parameters["original_max_position_embeddings"] = original
     return parameters
@@ -74,9 +72,8 @@ def make_rope(parameters: dict[str, Any], head_dim: int, context: int, **fields:
             f"config.json: RoPE of type {kind!r} has keys that nothing knows: {', '.join(unknown)}"
         )
     dims = head_dim if kind == "proportional" else int(head_dim * partial)
-    return RopeConfig(
-        dims=dims, base=float(base) if type(base) is int else base, scaling=scaling, **fields
-    )
+    base = float(base) if type(base) is int else base
+    return RopeConfig(dims=dims, base=base, scaling=scaling, **fields)
 
 
 # Each type of scaling and the keys it needs: theirs -> ours.
@@ -94,8 +91,9 @@ SCALINGS: dict[str, dict[str, str]] = {
 }
 # Keys that are read here or elsewhere, or have no effect for the type that carries them.
 KNOWN = """
-    attention_factor beta_fast beta_slow factor finetuned llama_4_scaling_beta mscale mscale_all_dim
-    max_position_embeddings original_max_position_embeddings truncate
+    attention_factor beta_fast beta_slow factor finetuned high_freq_factor llama_4_scaling_beta
+    long_factor low_freq_factor max_position_embeddings mrope_section mscale mscale_all_dim
+    original_max_position_embeddings short_factor truncate
     """
 
 
@@ -118,8 +116,8 @@ def make_scaling(kind: Any, left: dict[str, Any], partial: float, context: int) 
         if fields["attention_factor"] is None:
             fields["attention_factor"] = _amplitude(kind, factor, original, left)
     if kind == "yarn":
-        names = ("beta_fast", "beta_slow", "truncate")
-        fields |= {name: left[name] for name in names if left.get(name) is not None}
+        fields |= {name: left[name] for name in ("beta_fast", "beta_slow") if left.get(name)}
+        fields["truncate"] = bool(left.get("truncate", True))
     return RopeScaling(**fields)
 
 
