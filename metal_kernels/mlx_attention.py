@@ -11,6 +11,7 @@ from .kv_quantize import QuantizedRows, kv_dequantize
 VECTOR_DIMS = (64, 96, 128, 256)
 FULL_DIMS = (64, 80, 128)
 VECTOR_QUERIES = 8
+VECTOR_ROWS = 32  # query rows that share a key/value head; for more, MLX makes all scores
 # Dequantized keys and values held for one launch, at most.
 DEQUANTIZED_BYTES = 64 << 20
 
@@ -28,7 +29,8 @@ def fusable(q: mx.array, keys: Rows, values: Rows | None, options: AttentionOpti
         return False
     quantized = isinstance(keys, QuantizedRows) or isinstance(values, QuantizedRows)
     if queries <= VECTOR_QUERIES:
-        return dim in VECTOR_DIMS and not quantized
+        rows = q.shape[1] // keys.shape[1] * queries
+        return dim in VECTOR_DIMS and rows <= VECTOR_ROWS and not quantized
     size = 2 * keys.shape[0] * keys.shape[1] * max(lengths) * dim * q.itemsize
     return dim in FULL_DIMS and (not quantized or size <= DEQUANTIZED_BYTES)
 

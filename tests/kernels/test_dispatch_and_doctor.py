@@ -10,6 +10,7 @@ import pytest
 from mlxtx.metal_kernels import attention_decode, attention_prefill, dispatch, kv_quantize
 from mlxtx.metal_kernels import warm_up as warm_up_module
 from mlxtx.metal_kernels.attention_reference import attention_reference
+from mlxtx.metal_kernels.mlx_attention import fusable
 
 from mlxtx.diagnostics import doctor
 from scripts import doctor as command
@@ -65,6 +66,13 @@ def test_mlx_fused_path_gives_the_references_result(queries, window, monkeypatch
             q, keys, values, **arguments
         )
         assert mx.abs(error).max() < 1e-5
+
+
+@pytest.mark.parametrize("heads, queries, fused", [(32, 1, True), (71, 1, False), (8, 5, False)])
+def test_mlx_fuses_few_rows_of_a_key_head_only(heads, queries, fused):
+    keys = mx.zeros((1, 1, 40, 64))
+    q = mx.zeros((1, heads, queries, 64))
+    assert fusable(q, keys, keys, {"lengths": [40], "scale": 1.0}) is fused
 
 
 def test_references_work_inside_compile_and_grad():
