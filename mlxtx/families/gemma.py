@@ -197,9 +197,7 @@ def _gemma4_rules(decoder: DecoderConfig) -> tuple[Rule, ...]:
 
 
 SANDWICH = OUTPUT_NORMS + names("pre_feedforward_layernorm=post_attention_layernorm")
-
-# Published files leave these out.
-HEADS = {"num_attention_heads": 8, "num_key_value_heads": 4}
+HEADS = {"num_attention_heads": 8, "num_key_value_heads": 4}  # published files may leave these out
 GEMMA3 = {"max_position_embeddings": 131072, "vocab_size": 262208}
 
 FAMILIES = (

@@ -29,6 +29,7 @@ def llama(
     """Pre-norm blocks of attention and SwiGLU, or another ``feed_forward``. ``rope`` may hold
     defaults of ``HubConfig.rope``; ``fields`` are those of ``HubConfig.decoder``, attention's
     among them."""
+    config.expect(activation="swiglu")  # some say so beside hidden_act
     size = config.head_dim(head_dim)
     if rope is None or isinstance(rope, dict):
         rope = config.rope(size, **(rope or {}))

@@ -9,24 +9,27 @@ from mlxtx.errors import MlxtxError
 
 _MISSING = object()
 
-# Keys that don't change what a decoder computes when it answers.
+# Keys that don't change what a decoder computes, as those don't that begin with an underscore.
 HARMLESS = """
-    _attn_implementation _attn_implementation_autoset _attn_implementation_internal _name_or_path architectures
-    attention_dropout attn_implementation attn_pdrop auto_map bad_words_ids bos_token_id
-    cache_implementation chunk_size_feed_forward classifier_dropout dtype embd_pdrop
-    embedding_dropout eos_token_id finetuning_task forced_bos_token_id forced_eos_token_id
-    gradient_checkpointing hidden_dropout hidden_dropout_prob id2label initializer_range is_decoder
-    label2id model_type num_labels output_attentions output_hidden_states output_router_logits
-    pad_token_id prefix pretraining_tp problem_type quantization quantization_config resid_pdrop
-    return_dict router_aux_loss_coef router_jitter_noise sep_token_id task_specific_params
-    tf_legacy_loss tokenizer_class torch_dtype torchscript transformers_version unsloth_fixed
-    unsloth_version use_bfloat16 use_cache
+    architectures attention_dropout attn_implementation attn_pdrop auto_map bad_words_ids
+    bos_token_id cache_implementation chunk_size_feed_forward classifier_dropout do_sample dtype
+    embd_pdrop embedding_dropout eos_token_id finetuning_task forced_bos_token_id
+    forced_eos_token_id gradient_checkpointing hidden_dropout hidden_dropout_prob id2label
+    initializer_range is_decoder is_llama_config label2id length_penalty max_length max_new_tokens
+    max_sequence_length min_length model_max_length model_type neftune_noise_alpha
+    no_repeat_ngram_size num_beams num_labels num_return_sequences output_attentions
+    output_hidden_states output_router_logits output_scores pad_token_id prefix pretraining_tp
+    problem_type quantization quantization_config repetition_penalty resid_pdrop return_dict
+    router_aux_loss_coef router_jitter_noise sep_token_id task_specific_params temperature
+    tf_legacy_loss tokenizer_class top_k top_p torch_dtype torchscript transformers.js_config
+    transformers_version unsloth_fixed unsloth_version use_bfloat16 use_cache
     """
 # Keys that are harmless where they switch something off, or list nothing (null always is).
 OFF = """
     add_cross_attention attention_bias cross_attention_hidden_size is_encoder_decoder mlp_bias
-    num_nextn_predict_layers pruned_heads qk_layernorm qkv_bias rope_scaling sliding_window
-    tie_encoder_decoder use_bidirectional_attention use_mrope use_qk_norm use_sliding_window
+    num_nextn_predict_layers pruned_heads qk_layernorm qkv_bias rope_interleaved rope_scaling
+    sliding_window tie_encoder_decoder use_bidirectional_attention use_mrope use_qk_norm
+    use_sliding_window
     """
 
 
@@ -36,10 +39,7 @@ class ConfigReader:
     def __init__(self, config: Mapping[str, Any], owner: str | None = None):
         self.config = dict(config)
         self.owner = owner or str(config.get("model_type"))
-        self._read = set(HARMLESS.split())
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.config
+        self._read = {*HARMLESS.split(), *(name for name in config if name.startswith("_"))}
 
     def get(self, *names: str, default: Any = _MISSING) -> Any:
         """The first of ``names`` that is there and not null; all of them count as read."""

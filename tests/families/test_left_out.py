@@ -117,6 +117,16 @@ def test_an_unknown_key_counts_only_where_it_says_something():
         described("llama", attn_logit_softcapping=5.0)
 
 
+def test_keys_that_no_decoder_reads_are_passed_over():
+    sampling = {"max_length": 4096, "do_sample": True, "temperature": 0.6, "top_p": 0.9}
+    traces = {"_flash_attn_2_enabled": True, "neftune_noise_alpha": 5, "max_sequence_length": 64}
+    browser = {"transformers.js_config": {"dtype": "q4"}}
+    assert described("llama", **sampling, **traces, **browser) == described("llama")
+    assert described("llama", activation="swiglu") == described("llama")
+    with pytest.raises(MlxtxError, match="rope_interleaved"):
+        described("llama", rope_interleaved=True)
+
+
 @pytest.mark.parametrize("cap", [0, 0.0, "5", -1.0])
 def test_a_soft_cap_is_a_number_above_zero(cap):
     for name in ("attn_logit_softcapping", "final_logit_softcapping"):

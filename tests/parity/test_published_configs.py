@@ -44,6 +44,12 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         tie_word_embeddings=True, quantization={"group_size": 64, "bits": 4},
         quantization_config={"group_size": 64, "bits": 4},
     ),
+    "llama (SmolLM2-135M)": shape(
+        49152, 576, 1536, 30, 9, 3, 8192, model_type="llama", is_llama_config=True,
+        rope_interleaved=False, rope_scaling=None, rope_theta=100000, rms_norm_eps=1e-05,
+        tie_word_embeddings=True, attention_bias=False, attention_dropout=0.0, pretraining_tp=1,
+        hidden_act="silu", initializer_range=0.041666666666666664, bos_token_id=0, eos_token_id=0,
+    ),
     "mistral": shape(
         32768, 4096, 14336, 32, 32, 8, 32768, model_type="mistral", rope_theta=1000000.0,
         sliding_window=None, rms_norm_eps=1e-05, tie_word_embeddings=False, hidden_act="silu",
