@@ -8,9 +8,8 @@ more function in ``_FORMATS``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -20,8 +19,7 @@ from mlxtx.checkpoint.source import Checkpoint
 from mlxtx.errors import MlxtxError
 
 
-@dataclass(frozen=True)
-class Packing:
+class Packing(NamedTuple):
     """A weight stored in several tensors.
 
     name: what it is called unpacked; parts: the tensors that hold it, the packed numbers first;
@@ -34,8 +32,7 @@ class Packing:
     quantization: Quantization
 
 
-@dataclass(frozen=True)
-class Tensor:
+class Tensor(NamedTuple):
     """shape and dtype as ``read`` gives them (lazy); nbytes on disk; packing where it is packed.
 
     rows: reads some rows, counted over all axes but the last, as [rows, I]; a piece has to begin
@@ -134,7 +131,7 @@ def _mlx(checkpoint: Checkpoint, tensors: Tensors, settings: Any = None) -> Tens
             rows=partial(_together, unpack, [tensor.rows for tensor in stored if tensor.rows]),
         )
         packing = Packing(path + ".weight", parts, plain, quantization)
-        result[path + ".weight"] = replace(weight, packing=packing)
+        result[path + ".weight"] = weight._replace(packing=packing)
     return result
 
 
@@ -287,8 +284,8 @@ def _mxfp4(checkpoint: Checkpoint, tensors: Tensors, settings: Any = None) -> Te
             blocks.nbytes + scales.nbytes,
             partial(_together, _unpack_blocks, parts),
         )
-        result[path + "_blocks"] = replace(
-            blocks, packing=Packing(path, (path + "_blocks", name), plain, mxfp4)
+        result[path + "_blocks"] = blocks._replace(
+            packing=Packing(path, (path + "_blocks", name), plain, mxfp4)
         )
     return result
 

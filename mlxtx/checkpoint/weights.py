@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -28,8 +28,7 @@ MOST_LISTED = 200
 LONGEST_NAME = 200  # characters of a name in an error
 
 
-@dataclass(frozen=True)
-class Form:
+class Form(NamedTuple):
     """What a tensor will be: its shape and type, known without its numbers."""
 
     shape: tuple[int, ...]

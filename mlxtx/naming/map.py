@@ -20,7 +20,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from mlxtx.errors import MlxtxError
 from mlxtx.naming.transforms import Same, Stacked, Transform
@@ -128,8 +128,7 @@ class Drop:
         return bool(self.regex.fullmatch(name)) and (self.when is None or self.when(shape))
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
     """Tensors that have to be moved together: ``apply`` turns ``sources`` into ``targets``.
 
     saving: the direction; False reads (theirs to ours), True writes (ours to theirs).
@@ -138,7 +137,7 @@ class Group:
 
     sources: tuple[str, ...]
     targets: tuple[str, ...]
-    transform: Transform = field(default_factory=Same)
+    transform: Transform = Same()
     suffix: str = ""
     saving: bool = False
 
