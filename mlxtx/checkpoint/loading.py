@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from mlxtx.checkpoint.formats import FLOAT_DTYPES
 from mlxtx.checkpoint.hub import resolve
 from mlxtx.checkpoint.quantization import Quantization
 from mlxtx.checkpoint.source import Checkpoint
-from mlxtx.checkpoint.weights import WeightPlan, describe
+from mlxtx.checkpoint.weights import Form, WeightPlan, describe
 from mlxtx.decoder.model import DecoderModel
 from mlxtx.errors import MlxtxError
 from mlxtx.events import Event, Progress
@@ -24,6 +24,7 @@ from mlxtx.naming.map import Group
 
 # On a CPU a quantized model whose unpacked weights fill no more than this is faster unpacked.
 SMALL_MODEL_BYTES = 64 << 20
+PARTS = ["weight", "scales", "biases"]  # of a packed weight
 # Groups of tensors are read together up to this many bytes, and one batch is under way while the next
 # is put together, which keeps the disk busy. What is stacked or cast on the way is in memory twice
 # for that long, so where all is, they are fewer.
@@ -96,20 +97,26 @@ def quantize_modules(plan: WeightPlan) -> None:
     for path, quantization in plan.quantizations.items():
         module = plan.modules[path]
         if type(module) is nn.Linear:
-            _pack_in_place(module, quantization)
+            forms = {part: plan.forms.get(f"{path}.{part}") for part in PARTS}
+            _pack_in_place(module, quantization, forms)
             continue
         parent, _, name = path.rpartition(".")
         packed = module.to_quantized(**quantization.to_json())
         plan.modules[parent][name] = plan.modules[path] = packed
 
 
-def _pack_in_place(linear: nn.Module, quantization: Quantization) -> None:
+def _pack_in_place(
+    linear: nn.Module, quantization: Quantization, forms: Mapping[str, Form | None]
+) -> None:
     """What ``to_quantized`` makes, without first drawing numbers and packing them: most layers are
     of this kind, and a model has hundreds."""
     linear.__class__ = nn.QuantizedLinear
     linear.group_size, linear.bits = quantization.group_size, quantization.bits
     linear.mode = quantization.mode
-    linear.freeze(recurse=False, keys=["weight", "scales", "biases"])
+    linear.freeze(recurse=False, keys=PARTS)
+    for part, form in forms.items():
+        if form:
+            linear[part] = mx.zeros(form.shape, form.dtype)  # lazy: holds nothing
 
 
 def fill(
