@@ -61,11 +61,12 @@ KV_SETTINGS = ("k8v8g64", "k4v4g64", "k2v2g64")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    sys.path.insert(0, str(ROOT))
     parser = argparse.ArgumentParser(prog="train_bundled", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--conversations", type=int, default=760_000)
     parser.add_argument(
-        "--steps", type=int, default=14_000, help="of batch-size rows of 256 tokens"
+        "--steps", type=int, default=25_000, help="of batch-size rows of 256 tokens"
     )
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=0.005)
@@ -94,6 +95,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=0.8,
         help="part of single answers that are not told to the end",
     )
+    parser.add_argument(
+        "--share",
+        type=share,
+        nargs="+",
+        default=[],
+        metavar="KIND=WEIGHT",
+        help="of a kind of conversations, in place of the one in conversations.py: sum=80",
+    )
     parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
     parser.add_argument("--evaluate", action="store_true", help="only judge what --out holds")
     parser.add_argument(
@@ -103,7 +112,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--pack", type=Path, metavar="DIR", help="only write the checkpoint to ship"
     )
     args = parser.parse_args(argv)
-    sys.path.insert(0, str(ROOT))
     if args.evaluate:
         evaluate(args)
     if args.pack:
@@ -114,16 +122,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def share(text: str) -> tuple[str, float]:
+    from training.bundled.conversations import KINDS
+
+    kind, _, weight = text.partition("=")
+    if kind not in KINDS:
+        raise argparse.ArgumentTypeError(f"{kind} is none of {', '.join(KINDS)}")
+    return kind, float(weight)
+
+
 def prepare(args: argparse.Namespace) -> None:
     """The conversations and the vocabulary, unless the folder has them."""
-    from training.bundled.conversations import held_out, training_set, write_jsonl
+    from training.bundled.data_set import held_out, training_set, write_jsonl
     from training.bundled.vocabulary import as_read, train_vocabulary, write_tokenizer
 
     data = args.out / "data"
     if (args.out / "model" / "tokenizer.model").is_file() and (data / "train.jsonl").is_file():
         return
     data.mkdir(parents=True, exist_ok=True)
-    rows = list(training_set(args.conversations, args.seed, args.cut))
+    rows = list(training_set(args.conversations, args.seed, args.cut, dict(args.share)))
     write_jsonl(rows, data / "train.jsonl")
     write_jsonl(list(training_set(300, args.seed + 1)), data / "valid.jsonl")
     write_jsonl(held_out(), data / "held_out.jsonl")

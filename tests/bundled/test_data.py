@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.bundled import contexts, conversations, facts, frames, games, unknown
-from training.bundled.conversations import _plain, ask, held_out, training_set
+from training.bundled.conversations import ask
+from training.bundled.data_set import _plain, held_out, training_set
 from training.bundled.facts import Item, all_items, words_of
 from training.bundled.grammar import choose, every, typo
 from training.bundled.judge import loops, named, recall, right

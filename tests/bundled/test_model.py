@@ -19,7 +19,7 @@ import mlxtx
 from mlxtx.checkpoint.bundled import FOLDER
 from mlxtx.language_model import LanguageModel
 from mlxtx.tuning.model_files import save_like
-from training.bundled.conversations import held_out
+from training.bundled.data_set import held_out
 from training.bundled.evaluate import answers, guessed_ahead, scores
 from training.bundled.judge import right
 

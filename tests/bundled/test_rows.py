@@ -17,7 +17,7 @@ from mlxtx.tuning.samples import sample
 from mlxtx.tuning.scratch import initial_model
 from mlxtx.tuning.settings import Training
 from scripts import train_bundled
-from training.bundled.conversations import training_set
+from training.bundled.data_set import training_set
 from training.bundled.fixed_row_trainer import AheadTrainer, FixedRowTrainer
 from training.bundled.packing import decoder_config
 from training.bundled.rows import COMPUTED, lay_rows, tokens_of

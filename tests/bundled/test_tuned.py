@@ -10,7 +10,7 @@ import pytest
 import mlxtx
 from mlxtx.language_model import LanguageModel
 from mlxtx.tuning.fuse import fuse
-from training.bundled.conversations import held_out
+from training.bundled.data_set import held_out
 from training.bundled.evaluate import answers, scores
 from training.bundled.facts import all_items
 

@@ -43,8 +43,9 @@ matrices of the layers, AdamW for the rest; the loss counts answers only. Losses
 
 Held-out questions, none of whose wordings was trained on, answered greedily and judged by rules
 (`training/bundled/judge.py`); percent right. "facts/frame" asks in a way never seen about a name
-that was taught, "facts/words" in other words altogether; "facts" is both. "ended": answers that
-ended by themselves; "looped": answers in which four tokens came three times or more.
+that was taught, "facts/words" in other words altogether; "facts" is both. "arithmetic" has pairs of
+numbers up to ten, all of which were trained on in other wordings, "arithmetic/new" larger ones that never
+were. "ended": answers that ended by themselves; "looped": answers in which four tokens came three times or more.
 
 {table}
 The extra head guesses {ahead:.0%} of the tokens of these answers one token early.

@@ -1,4 +1,4 @@
-"""Seeded conversations: the training set and the held-out questions.
+"""Conversations, drawn from the templates.
 
 ``conversation(rng)`` draws one chat of one to seven turns; every random choice comes from the
 given generator, so that a seed names the whole data set.
@@ -6,11 +6,10 @@ given generator, so that a seed names the whole data set.
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 from training.bundled import contexts, frames, games, unknown
@@ -262,12 +261,17 @@ SINGLE_TURNS = {"fact": 70, "unknown": 30}
 KINDS = {"single": 90, "sum": 16, "letters": 8, "copy": 6, "styled": 8, "names": 8, "several": 16}
 
 
-def conversation(rng: random.Random, facts: Iterator[Item], cut: float = 0.8) -> dict[str, Any]:
+def conversation(
+    rng: random.Random,
+    facts: Iterator[Item],
+    cut: float = 0.8,
+    kinds: Mapping[str, float] = KINDS,
+) -> dict[str, Any]:
     """One conversation as ``{"messages": [...], "cut": ..., "computed": ...}``; ``cut`` says that
     the answer need not be learned to its end (see rows.py): such is a part of the single questions,
     and half that part of those with a style. ``computed`` answers are those of sums and games."""
     chat = Chat(rng, facts)
-    kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
+    kind = rng.choices(list(kinds), list(kinds.values()))[0]
     shortened = False
     if kind in ("single", "sum", "letters", "copy"):
         if rng.random() < 0.1:
@@ -306,103 +310,3 @@ def system_prompt(style: Style, rng: random.Random) -> str:
 def _turns(chat: Chat, weights: dict[str, float], count: int) -> None:
     for kind in chat.rng.choices(list(weights), list(weights.values()), k=count):
         getattr(chat, kind)()
-
-
-def training_set(count: int, seed: int, cut: float = 0.8) -> Iterator[dict[str, Any]]:
-    """``count`` conversations of ``seed``; no question of the held-out set is among them."""
-    rng = random.Random(seed)
-    facts = deck(rng)
-    forbidden = {_plain(row["messages"][-1]["content"]) for row in held_out(seed=0)}
-    made = 0
-    while made < count:
-        row = conversation(rng, facts, cut)
-        if all(_plain(m["content"]) not in forbidden for m in row["messages"] if m["role"] == "user"):  # fmt: skip
-            made += 1
-            yield row
-
-
-def _plain(question: str) -> str:
-    return "".join(c for c in question.lower() if c.isalnum() or c == " ").strip()
-
-
-# --- held out ---------------------------------------------------------------------------------
-
-
-def _row(group: str, item_id: str, messages: list[Message], **judge: Any) -> dict[str, Any]:
-    return {"group": group, "id": item_id, "messages": messages, **judge}
-
-
-def _user(content: str) -> Message:
-    return {"role": "user", "content": content}
-
-
-def held_out(seed: int = 0) -> list[dict[str, Any]]:
-    """The test: facts in new wordings, and the other skills with new things. ``answer`` is the
-    taught one, ``keys`` and ``must`` are for the judge."""
-    rng = random.Random(f"held-out {seed}")
-    items = all_items()
-    rows = []
-    for item in items:
-        for question, novelty in item.held:
-            rows.append(
-                _row(
-                    f"facts/{novelty}",
-                    item.id,
-                    [_user(cased(question, rng))],
-                    answer=item.say,
-                    keys=list(item.keys),
-                )
-            )
-    for _ in range(80):
-        question = cased(unknown.draw_unknown(rng, held=True), rng)
-        rows.append(_row("unknown", "unknown", [_user(question)], answer=unknown.ANSWER, keys=[unknown.MARK]))  # fmt: skip
-    games_held = {
-        "arithmetic": games.draw_sum,
-        "arithmetic/new": partial(games.draw_sum, new_pair=True),
-        "letters": games.draw_letters,
-    }
-    for group, draw in games_held.items():
-        for _ in range(60):
-            question, answer, must = draw(rng, held=True)
-            rows.append(_row(group, group, [_user(question)], answer=answer, must=must))
-    rows += _held_styles(rng, items) + _held_turns(rng, items)
-    return rows
-
-
-def _held_styles(rng: random.Random, items: list[Item]) -> list[dict[str, Any]]:
-    rows = []
-    taught = [item for item in items if item.kind in ("concept", "task")]
-    for name, style in STYLES.items():
-        for prompt in style.held:
-            for item in rng.sample(taught, 6):
-                messages = [{"role": "system", "content": prompt}, _user(cased(item.held[0][0], rng))]  # fmt: skip
-                rows.append(
-                    _row("style", item.id, messages, answer=style.answer(item), keys=[], style=name)
-                )
-    return rows
-
-
-def _held_turns(rng: random.Random, items: list[Item]) -> list[dict[str, Any]]:
-    rows = []
-    taught = [item for item in items if item.kind == "concept" and item.why]
-    for _ in range(15):
-        first, second = rng.sample(taught, 2)
-        start = [_user(ask(first, rng)), {"role": "assistant", "content": first.say}]
-        follow = rng.choice(frames.FOLLOW_HELD).format(x=second.names[0])
-        rows.append(_row("turns", second.id, [*start, _user(cased(follow, rng))], answer=second.say, keys=list(second.keys)))  # fmt: skip
-        question = cased(rng.choice(frames.FOLLOW_WHY_HELD), rng)
-        rows.append(_row("turns", first.id + ".why", [*start, _user(question)], answer=first.why, keys=[]))  # fmt: skip
-        question = cased(rng.choice(frames.FOLLOW_SHORT_HELD), rng)
-        rows.append(_row("turns", first.id + ".short", [*start, _user(question)], answer=first.short, keys=[], must=first.short))  # fmt: skip
-        question = cased(rng.choice(frames.RECALL_HELD), rng)
-        rows.append(_row("turns", first.id + ".recall", [*start, _user(question)], answer=f"You asked about {first.topic}.", must=first.topic))  # fmt: skip
-    for name in words_of("held_names"):
-        told = [_user(f"My name is {name}."), {"role": "assistant", "content": f"Nice to meet you, {name}."}]  # fmt: skip
-        question = cased(rng.choice(NAME_HELD), rng)
-        rows.append(_row("turns", "name", [*told, _user(question)], answer=f"Your name is {name}.", must=name))  # fmt: skip
-    return rows
-
-
-def write_jsonl(rows: Iterator[dict[str, Any]] | list[dict[str, Any]], path: Any) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
