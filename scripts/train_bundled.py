@@ -216,7 +216,9 @@ def begin_from(trainer, run: Path) -> None:
     trainer.model.update(tree_unflatten(list(state.weights.items())))
     trainer.optimizer.restore(state.optimizer)
     print(f"from step {state.step} of {run}", flush=True)
-    go_on_from(run, trainer.out, f"  # stopped at step {state.step}")
+    lines = history(run)
+    whole = bool(lines) and f"--steps {state.step} " in lines[-1] + " "
+    go_on_from(run, trainer.out, "" if whole else f"  # stopped at step {state.step}")
 
 
 def take_decoder(trainer, run: Path) -> None:
