@@ -26,6 +26,7 @@ from training.bundled.judge import right
 SAMPLE = 64
 FACTS_FLOOR = 0.8  # of new frames; the card has the whole table
 UNKNOWN_FLOOR = 0.6
+SUMS_FLOOR = 0.85  # of numbers up to ten
 AHEAD_FLOOR = 0.75  # of the tokens of its answers, one token early
 MOST_BYTES = 4_000_000
 
@@ -74,6 +75,11 @@ def test_held_out_facts_are_answered(judged):
 
 def test_unknown_questions_are_refused(judged):
     assert scores(judged)["unknown"] > UNKNOWN_FLOOR
+
+
+def test_small_sums_are_right(model):
+    rows = [row for row in held_out() if row["group"] == "arithmetic"]
+    assert scores(answers(model, rows))["arithmetic"] > SUMS_FLOOR
 
 
 def test_answers_end_and_do_not_loop(judged):
