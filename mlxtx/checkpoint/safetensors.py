@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 # The format's own limit; a longer header is an attack or a file of another kind.
 MAX_HEADER_BYTES = 100_000_000
 MAX_DIMENSIONS = 32
-# Tensors read ahead: MLX makes the caller wait where more than ten operations are under way, and
-# what is put together from many tensors had better be so as they come.
-AHEAD = 6
+# Tensors read ahead while the load is planned. Planning wants a core of its own: reading more takes
+# it away on a machine of two, and MLX makes the caller wait where ten operations are under way.
+AHEAD = 2
 
 # Bits of one number of each type in the format.
 DTYPE_BITS = {
