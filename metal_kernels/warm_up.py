@@ -40,7 +40,7 @@ def warm_up(
     ran = 0
     numbers = dispatch.tuning()
 
-    for bits in (key_bits, value_bits):
+    for bits in {key_bits, value_bits}:
         if bits is not None:
             few = mx.zeros((1, kv_heads, 1, head_dim), dtype=dtype)
             _runs(kv_quantize, few, bits=bits, group_size=group_size)

@@ -124,9 +124,7 @@ def draw_sum(
 
     held: in a wording that is never trained on; new_pair: of two numbers that never are.
     """
-    sign, a, b = draw_numbers(rng, (1.0 if new_pair else 0.0) if held else LARGER)
-    if is_held_sum(a, b) != new_pair:
-        return draw_sum(rng, held, new_pair)
+    sign, a, b = draw_numbers(rng, float(new_pair) if held else LARGER, new_pair)
     asks = (SUM_HELD if held else SUM_ASKS)[sign]
     question = choose(rng.choice(asks), rng).format(a=a, b=b)
     answer = sum_answer(a, sign, b)
@@ -135,25 +133,24 @@ def draw_sum(
 
 def draw_sums(rng: random.Random) -> tuple[str, str]:
     """Some sums at once, and their answers: more of them in fewer words."""
-    count, sums = rng.randint(2, 6), []
-    while len(sums) < count:
-        sign, a, b = draw_numbers(rng, LARGER)
-        if not is_held_sum(a, b):
-            sums.append((a, sign, b))
+    sums = [draw_numbers(rng, LARGER) for _ in range(rng.randint(2, 6))]
     spaced = rng.random() < 0.7
-    asked = [f"{a} {sign} {b}" if spaced else f"{a}{sign}{b}" for a, sign, b in sums]
+    asked = [f"{a} {sign} {b}" if spaced else f"{a}{sign}{b}" for sign, a, b in sums]
     question = choose(rng.choice(SUMS_ASKS), rng).format(
         s=rng.choice((", ", " and ", "; ")).join(asked)
     )
-    return question, ", ".join(sum_answer(*one).rstrip(".") for one in sums) + "."
+    return question, ", ".join(sum_answer(a, sign, b).rstrip(".") for sign, a, b in sums) + "."
 
 
-def draw_numbers(rng: random.Random, larger: float) -> tuple[str, int, int]:
-    """A sign and two numbers up to ten, or, in a part of the sums and differences, up to twenty."""
+def draw_numbers(rng: random.Random, larger: float, new_pair: bool = False) -> tuple[str, int, int]:
+    """A sign and two numbers up to ten, or, in a part of the sums and differences, up to twenty;
+    a pair that is trained on, or one that never is."""
     sign = rng.choices("+-*", (5, 4, 3))[0]
     largest = 20 if sign != "*" and rng.random() < larger else 10
     a, b = rng.randint(0, largest), rng.randint(0, largest)
-    return (sign, b, a) if sign == "-" and a < b else (sign, a, b)
+    if sign == "-" and a < b:
+        a, b = b, a
+    return (sign, a, b) if is_held_sum(a, b) == new_pair else draw_numbers(rng, larger, new_pair)
 
 
 def is_held_sum(a: int, b: int) -> bool:
