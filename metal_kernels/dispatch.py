@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -87,8 +88,16 @@ def choose(operation: str, *, supported: bool, fused_by_mlx: bool = False) -> Pa
 _failed: set[str] = set()
 
 
-def switch_off(operation: str) -> None:
+def switch_off(operation: str, why: Exception) -> None:
     """Our kernel for ``operation`` did not run: this process does without it from now on."""
+    if operation not in _failed:
+        reason = (str(why).splitlines() or [type(why).__name__])[0]
+        warnings.warn(
+            f"the Metal kernel {operation} does not run on this machine ({reason}); going on "
+            "without it, slower. mlxtx doctor says more",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     _failed.add(operation)
 
 

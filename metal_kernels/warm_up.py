@@ -28,7 +28,8 @@ def warm_up(
     prompt: bool = True,
 ) -> int:
     """Run each kernel variant once on a small cache of this layer's shape; returns how many ran.
-    A kernel that the device does not take is switched off: its operation goes the other way.
+    A kernel that the device does not take is switched off, with a warning: its operation goes the
+    other way.
 
     ``key_bits`` None is a plain cache. ``queries``: query rows of a decoding step, more than one for
     speculative checks. Lengths are no part of a variant, so what runs here is all that is compiled.
@@ -87,7 +88,7 @@ def _runs(function: Callable[..., Any], *arrays: Any, **options: Any) -> bool:
     refuses, or that wants more threads than there are, must not keep a model from loading."""
     try:
         mx.eval(function(*arrays, **options))
-    except (RuntimeError, ValueError):
-        dispatch.switch_off(function.__name__)
+    except (RuntimeError, ValueError) as error:
+        dispatch.switch_off(function.__name__, error)
         return False
     return True

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -94,6 +95,8 @@ def run(
         stream = getattr(sys, name)
         if hasattr(stream, "reconfigure"):  # a broken character must not end a command
             stream.reconfigure(errors="replace")
+    if not debug:  # warnings are one line as well
+        warnings.formatwarning = lambda message, *_, **__: f"mlxtx: {message}\n"
     try:
         code = job(list(arguments)) or 0
         sys.stdout.flush()

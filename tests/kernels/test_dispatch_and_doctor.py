@@ -215,7 +215,10 @@ def test_a_kernel_that_fails_at_load_is_left_out_from_then_on(monkeypatch):
     shape = {"heads": 4, "kv_heads": 2, "head_dim": 64, "dtype": mx.float32}
     bits = {"key_bits": 8, "value_bits": 4, "group_size": 32}
     with emulated("plain", tuning={"single_pass_rows": 32}) as emulator:
-        assert warm_up_module.warm_up(**shape, **bits) == 4  # the longer cache goes the other way
+        with pytest.warns(RuntimeWarning) as warned:
+            assert warm_up_module.warm_up(**shape, **bits) == 4  # a longer cache goes another way
+        told = [str(warning.message).split()[3] for warning in warned]
+        assert sorted(told) == ["attention_decode", "kv_quantize"]
         assert {launch.name for launch in emulator.launches} == {"rope_quantize"}
         assert dispatch.choose("attention_decode", supported=True) == "reference"
         assert dispatch.choose("attention_decode", supported=True, fused_by_mlx=True) == "fast"
