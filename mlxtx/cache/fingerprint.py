@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -11,20 +12,25 @@ SAMPLES = 64  # numbers of each parameter
 
 
 def fingerprint(model: Any) -> str:
-    """A hash over the model's config, how each adapter is applied, and each parameter's name,
-    shape, dtype and a sample of numbers spread over it. Another revision, an adapter or another
-    quantization changes it; the whole of the weights is not read. ``model`` is a ``DecoderModel``
-    with its weights."""
+    """A hash over the model's config, how each adapter is applied, and its parameters. Another
+    revision, an adapter or another quantization changes it. ``model`` is a ``DecoderModel`` with
+    its weights."""
     from mlx.utils import tree_flatten
 
-    digest = hashlib.sha256(repr(model.config).encode())
-    parameters: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
+    said = [repr(model.config)]
     for name, module in sorted(model.named_modules()):
         how = getattr(module, "how", None)  # an adapter's scale is no parameter
         if how is not None:
-            digest.update(f"{name} {how};".encode())
+            said.append(f"{name} {how};")
+    return weights_mark(dict(tree_flatten(model.parameters())), "".join(said))
+
+
+def weights_mark(weights: Mapping[str, mx.array], said: str = "") -> str:
+    """A hash over ``said`` and each array's name, shape, dtype and a sample of numbers spread over
+    it; the whole of the weights is not read."""
+    digest = hashlib.sha256(said.encode())
     samples = []
-    for name, array in sorted(parameters.items()):
+    for name, array in sorted(weights.items()):
         digest.update(f"{name} {array.shape} {array.dtype};".encode())
         flat = array.reshape(-1)
         sample = flat[:: max(1, flat.size // SAMPLES)][:SAMPLES]

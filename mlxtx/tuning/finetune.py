@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
+from mlxtx.cache.fingerprint import weights_mark
 from mlxtx.errors import MlxtxError
 from mlxtx.events import Event
 from mlxtx.tuning.adapters import (
@@ -27,6 +28,7 @@ from mlxtx.tuning.samples import Sample
 from mlxtx.tuning.settings import Training
 from mlxtx.tuning.targets import ALL, add_adapters, choose
 from mlxtx.tuning.trainer import Result, Trainer
+from mlxtx.tuning.trees import frozen
 
 if TYPE_CHECKING:
     from mlxtx.language_model import LanguageModel
@@ -250,6 +252,7 @@ def run_job(
         raise MlxtxError(f"{out} is where the model lies: choose another folder")
     facts = {
         "base": base_mark(net),
+        "base weights": weights_mark(frozen(net)),
         **{f.name: getattr(how, f.name) for f in fields(Method)},
         "targets": [how.targets] if isinstance(how.targets, str) else list(how.targets),
         "whole": list(how.whole),

@@ -17,3 +17,9 @@ def named(tree: Any, prefix: str = "") -> dict[str, mx.array]:
 
 def nested(arrays: Mapping[str, mx.array]) -> Any:
     return tree_unflatten(list(arrays.items()))
+
+
+def frozen(model: Any) -> dict[str, mx.array]:
+    """The weights of ``model`` that training leaves as they are."""
+    trained = named(model.trainable_parameters())
+    return {name: array for name, array in named(model.parameters()).items() if name not in trained}

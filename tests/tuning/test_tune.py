@@ -120,6 +120,16 @@ def test_resume_through_the_command(folder, tmp_path, capsys):
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+def test_resume_refuses_another_base_of_the_same_shape(folder, tmp_path):
+    shutil.copytree(folder / "model", tmp_path / "base")
+    mlxtx.tune(tmp_path / "base", folder, tmp_path / "run", iters=2)
+    weights = mx.load(str(tmp_path / "base" / "model.safetensors"))
+    weights = {n: w + 0.01 if "layers.1" in n else w for n, w in weights.items()}
+    mx.save_safetensors(str(tmp_path / "base" / "model.safetensors"), weights)
+    with pytest.raises(MlxtxError, match="base weights was"):
+        mlxtx.tune(tmp_path / "base", folder, tmp_path / "run", iters=4, resume=True)
+
+
 def test_answers_while_it_trains_change_nothing(folder, tmp_path):
     seen = []
     options = {"iters": 4, "learning_rate": 1e-2, "report_every": 4, "dropout": 0.1}
