@@ -32,11 +32,21 @@ def weights_mark(weights: Mapping[str, mx.array], said: str = "") -> str:
     samples = []
     for name, array in sorted(weights.items()):
         digest.update(f"{name} {array.shape} {array.dtype};".encode())
-        flat = array.reshape(-1)
-        sample = flat[:: max(1, flat.size // SAMPLES)][:SAMPLES]
+        sample = _sample(array)
         exact = mx.issubdtype(sample.dtype, mx.integer)
         samples.append(sample.astype(mx.int64 if exact else mx.float32))
     mx.eval(samples)
     for sample in samples:
         digest.update(bytes(memoryview(sample)))  # type: ignore[arg-type]
     return digest.hexdigest()[:32]
+
+
+def _sample(array: mx.array) -> mx.array:
+    """Numbers spread over ``array``, each looked up where it lies: to flatten it would copy the
+    whole of one that lies transposed."""
+    import numpy as np
+
+    array = array[None]  # a single number has a place as well
+    step = array.size // SAMPLES | 1  # odd: not of the same column in row after row
+    flat = np.arange(0, array.size, step)[:SAMPLES]
+    return array[tuple(mx.array(places) for places in np.unravel_index(flat, array.shape))]

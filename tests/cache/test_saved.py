@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlxtx.cache.fingerprint import fingerprint
+from mlxtx.cache.fingerprint import fingerprint, weights_mark
 from mlxtx.cache.prefix_store import PrefixStore
 from mlxtx.cache.reuse import ReusedCache
 from mlxtx.cache.saved import load_cache, read_cache_info, save_cache
@@ -138,6 +138,25 @@ def test_the_fingerprint_tells_models_apart():
     assert fingerprint(tiny_model(*KINDS["full"])) != mark
     model.layers[1].self_attn.q_proj.weight += 0.01
     assert fingerprint(model) != mark
+
+
+def test_the_mark_of_weights_takes_no_copy_of_them():
+    wide = mx.random.normal((256, 4096))
+    told = {"plain": wide, "transposed": wide.T, "number": mx.array(2.0)}
+    mx.eval(told)
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    mark = weights_mark(told)
+    assert mx.get_peak_memory() - before < wide.nbytes // 8
+    # More numbers than one axis can have, of which all are one: nothing is held.
+    assert weights_mark({**told, "long": mx.broadcast_to(mx.zeros(()), (1 << 16, 1 << 16))}) != mark
+    assert weights_mark({**told, "transposed": mx.contiguous(wide.T)}) == mark
+
+
+def test_the_mark_of_weights_looks_at_more_than_one_column():
+    weight = mx.random.normal((256, 4096))
+    other = mx.concatenate([weight[:, :1], weight[:, 1:] + 0.01], axis=1)
+    assert weights_mark({"weight": weight}) != weights_mark({"weight": other})
 
 
 def test_the_fingerprint_holds_the_scale_of_an_adapter():
