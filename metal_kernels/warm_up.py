@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from . import attention_decode, attention_prefill, dispatch, rope
-from .kv_quantize import kv_quantize
+from .kv_quantize import kv_quantize, rotation_block
 
 
 def warm_up(
@@ -22,6 +22,7 @@ def warm_up(
     key_bits: int | None = None,
     value_bits: int | None = None,
     group_size: int = 64,
+    rotate: bool = False,
     rotated_dims: int | None = None,
     interleaved: bool = False,
     queries: Iterable[int] = (1,),
@@ -31,8 +32,9 @@ def warm_up(
     A kernel that the device does not take is switched off, with a warning: its operation goes the
     other way.
 
-    ``key_bits`` None is a plain cache. ``queries``: query rows of a decoding step, more than one for
-    speculative checks. Lengths are no part of a variant, so what runs here is all that is compiled.
+    ``key_bits`` None is a plain cache; ``rotate``: see ``kv_quantize``. ``queries``: query rows of a
+    decoding step, more than one for speculative checks. Lengths are no part of a variant, so what
+    runs here is all that is compiled.
     To be called at load, for each kind of layer a model has. Off Metal it does nothing.
     """
     if not dispatch.on_metal():
@@ -44,12 +46,14 @@ def warm_up(
     for bits in {key_bits, value_bits}:
         if bits is not None:
             few = mx.zeros((1, kv_heads, 1, head_dim), dtype=dtype)
-            _runs(kv_quantize, few, bits=bits, group_size=group_size)
+            _runs(kv_quantize, few, bits=bits, group_size=group_size, rotate=rotate)
+    if latent and rotate and value_dim % rotation_block(head_dim):
+        return ran  # the cache attends over such rows by plain operations
     # A buffer long enough for the split into blocks, and one short enough for a single pass.
     for rows in (numbers.single_pass_rows, 2 * numbers.single_pass_rows + 64):
         plain = [mx.zeros((1, kv_heads, rows, dim), dtype=dtype) for dim in (head_dim, value_dim)]
         keys, values = (
-            x if bits is None else kv_quantize(x, bits=bits, group_size=group_size)
+            x if bits is None else kv_quantize(x, bits=bits, group_size=group_size, rotate=rotate)
             for x, bits in zip(plain, (key_bits, value_bits), strict=True)
         )
         shared = {
@@ -73,7 +77,7 @@ def warm_up(
             ran += _runs(
                 rope.rope_quantize, q, k, v, inverse_frequencies=frequencies, offsets=offsets,
                 key_bits=key_bits, value_bits=value_bits, group_size=group_size,
-                rotated_dims=dims, interleaved=interleaved,
+                rotate=rotate, rotated_dims=dims, interleaved=interleaved,
             )  # fmt: skip
         else:
             ran += _runs(

@@ -66,7 +66,8 @@ def warm_up_kernels(blocks: Sequence[Any], kv: str | KVSettings | None, dtype: m
 
 def _kernel_shape(attention: Any, settings: KVSettings) -> dict[str, Any]:
     shape = {"key_bits": settings.key_bits, "value_bits": settings.value_bits}
-    shape |= {"group_size": settings.group_size, "heads": attention.heads}
+    shape |= {"group_size": settings.group_size, "rotate": settings.rotate}
+    shape["heads"] = attention.heads
     if hasattr(attention, "kv_rank"):
         dim = attention.kv_rank + attention.rope_dim
         latent = {"kv_heads": 1, "head_dim": dim, "value_dim": attention.kv_rank, "latent": True}

@@ -113,7 +113,7 @@ def test_bytes_are_those_of_the_buffers():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("kv", ["plain", "k8v4g32"])
+@pytest.mark.parametrize("kv", ["plain", "k8v4g32", "k8v4g32r"])
 def test_kernels_are_warmed_with_the_shapes_of_the_layers(kind, kv, monkeypatch):
     """Off Metal the wrappers run their references, so the shapes have to fit together."""
     from mlxtx.metal_kernels import dispatch

@@ -183,24 +183,32 @@ def test_findings_of_other_versions_do_not_count(findings_file):
 
 
 @needs_emulator
-def test_warm_up_compiles_all_that_decoding_then_uses():
+@pytest.mark.parametrize("rotate", [False, True])
+def test_warm_up_compiles_all_that_decoding_then_uses(rotate):
     shape = {"heads": 4, "kv_heads": 2, "head_dim": 64, "dtype": mx.float16}
-    bits = {"key_bits": 8, "value_bits": 4, "group_size": 32}
+    group = {"group_size": 32, "rotate": rotate}
+    bits = {"key_bits": 8, "value_bits": 4, **group}
     with emulated("plain", tuning={"single_pass_rows": 32}) as emulator:
         assert warm_up_module.warm_up(**shape, **bits) == 5
         compiled = set(emulator.sources)
         for rows in (5, 31, 64, 200):  # no length brings a new variant
-            keys = kv_quantize.kv_quantize(
-                mx.zeros((1, 2, rows, 64), mx.float16), bits=8, group_size=32
-            )
-            values = kv_quantize.kv_quantize(
-                mx.zeros((1, 2, rows, 64), mx.float16), bits=4, group_size=32
-            )
+            new = mx.zeros((1, 2, rows, 64), mx.float16)
+            keys = kv_quantize.kv_quantize(new, bits=8, **group)
+            values = kv_quantize.kv_quantize(new, bits=4, **group)
             for length in (1, rows):
                 attention_decode.attention_decode(
                     mx.zeros((1, 4, 1, 64), mx.float16), keys, values, lengths=[length], scale=1.0
                 )
         assert set(emulator.sources) == compiled
+
+
+@needs_emulator
+def test_warm_up_passes_over_rotated_rows_that_attention_cannot_split():
+    shape = {"heads": 4, "kv_heads": 1, "head_dim": 256, "value_dim": 192, "latent": True}
+    bits = {"key_bits": 8, "value_bits": 8, "rotate": True}
+    with emulated("plain") as emulator:
+        assert warm_up_module.warm_up(**shape, **bits, dtype=mx.float16) == 0
+        assert {launch.name for launch in emulator.launches} == {"kv_quantize"}
 
 
 @needs_emulator
