@@ -96,7 +96,7 @@ def run(
         if hasattr(stream, "reconfigure"):  # a broken character must not end a command
             stream.reconfigure(errors="replace")
     if not debug:  # warnings are one line as well
-        warnings.formatwarning = lambda message, *_, **__: f"mlxtx: {message}\n"
+        warnings.formatwarning = lambda message, *_, **__: printable(str(message)) + "\n"
     try:
         code = job(list(arguments)) or 0
         sys.stdout.flush()
@@ -123,13 +123,19 @@ def one_line(error: Exception) -> str:
     """The message for people: a known error's own words, else its kind and how to learn more."""
     from mlxtx.errors import MlxtxError
     from mlxtx.files import disk_full
-    from mlxtx.text.inert import inert
 
     message = str(error)
     if isinstance(error, OSError) and disk_full(error):
         message = f"the disk is full ({error.strerror}); free some space and run it again"
     elif not isinstance(error, MlxtxError):
         message = f"{type(error).__name__}: {message} (--debug shows where)"
+    return printable(message)
+
+
+def printable(message: str) -> str:
+    """One line that cannot control the terminal."""
+    from mlxtx.text.inert import inert
+
     return inert(" ".join(f"mlxtx: {message}".split()))
 
 

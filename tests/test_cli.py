@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,13 @@ def test_errors_are_one_line_and_debug_shows_where(capsys):
 def test_error_text_cannot_control_the_terminal(capsys):
     assert main(["generate", "--model", "/x\x1b[2J", "--prompt", "x"]) == 2
     assert "\x1b" not in one_error(capsys)
+
+
+def test_a_warning_is_one_line_too(monkeypatch):
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # main sets its own
+    assert main(["--help"]) == 0
+    told = warnings.formatwarning("two\nlines \x1b[2J", UserWarning, "file.py", 1)
+    assert told == "mlxtx: two lines \u241b[2J\n"
 
 
 def test_an_unexpected_error_is_one_line_too(capsys, monkeypatch):
