@@ -87,8 +87,7 @@ class HubConfig(ConfigReader):
         return self.get(*names, default=2048)
 
     def head_dim(self, default: int | None = None) -> int:
-        own = self.nullable("head_dim", default)
-        return own or self.width // self.heads
+        return self.nullable("head_dim", default) or self.width // self.heads
 
     def layer_types(self, default: Sequence[str] | None = None) -> list[str]:
         """The kind of attention of each layer."""

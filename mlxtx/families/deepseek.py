@@ -73,10 +73,8 @@ def sigmoid_experts(
 
 def dense_first(config: HubConfig, sparse: ExpertsConfig, default: int, bias: bool = False) -> list:
     """Plain feed-forwards in the first layers, experts in the others."""
-    plain, dense = (
-        config.feed_forward(bias=bias),
-        config.get("first_k_dense_replace", default=default),
-    )
+    plain = config.feed_forward(bias=bias)
+    dense = config.get("first_k_dense_replace", default=default)
     return [plain if i < dense else sparse for i in range(config.layers)]
 
 
@@ -88,7 +86,7 @@ def ahead(config: HubConfig, decoder: DecoderConfig) -> DecoderConfig:
 
 def deepseek_v2(config: HubConfig) -> DecoderConfig:
     """Softmax routing; the best groups are those with the best single expert."""
-    config.ignore("norm_topk_prob")  # neither the published code nor transformers normalises
+    config.ignore("norm_topk_prob")  # neither transformers nor mlx-lm normalises
     config.expect(scoring_func="softmax")
     config.expect(topk_method=("greedy", "group_limited_greedy"))
     limited = config.get("topk_method", default="greedy") != "greedy"

@@ -53,6 +53,7 @@ def _sandwich(config: HubConfig, final: float | None, **attention: Any) -> Decod
 
 def gemma2(config: HubConfig) -> DecoderConfig:
     """A soft cap of the scores, a window in every other layer."""
+    config.ignore("sliding_window_size")  # some files say their window twice
     windows = config.windows(config.layer_types(config.every(2)), 4096)
     rope, cap = config.rope(config.head_dim(256)), config.nullable("attn_logit_softcapping", 50.0)
     return _sandwich(config, 30.0, rope=rope, window=windows, softcap=cap)

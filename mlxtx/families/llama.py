@@ -88,6 +88,7 @@ def qwen3(config: HubConfig) -> DecoderConfig:
 
 def smollm3(config: HubConfig) -> DecoderConfig:
     """Every fourth layer goes without positions."""
+    config.ignore("max_window_layers")
     interval = config.get("no_rope_layer_interval", default=4)
     fourth = [(i + 1) % interval != 0 for i in range(config.layers)]
     turned = config.get("no_rope_layers", default=fourth)

@@ -48,7 +48,7 @@ def qwen2_moe(config: HubConfig) -> DecoderConfig:
 
 def qwen3_moe(config: HubConfig) -> DecoderConfig:
     """A window, where it is switched on, holds for all layers."""
-    config.ignore("max_window_layers")
+    config.ignore("max_window_layers use_qk_norm")
     window, own = config.nullable("sliding_window", 4096), head_norm(config.rms_norm())
     on = config.get("use_sliding_window", default=False)
     body = qwen_experts(config)

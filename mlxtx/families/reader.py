@@ -28,8 +28,8 @@ HARMLESS = """
 OFF = """
     add_cross_attention attention_bias cross_attention_hidden_size is_encoder_decoder mlp_bias
     num_nextn_predict_layers pruned_heads qk_layernorm qkv_bias rope_interleaved rope_scaling
-    sliding_window tie_encoder_decoder use_bidirectional_attention use_mrope use_qk_norm
-    use_sliding_window
+    shared_expert_intermediate_size sliding_window tie_encoder_decoder use_bidirectional_attention
+    use_mrope use_qk_norm use_sliding_window
     """
 
 

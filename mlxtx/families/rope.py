@@ -90,10 +90,11 @@ SCALINGS: dict[str, dict[str, str]] = {
     "longrope": {"short_factor": "short_factors", "long_factor": "long_factors"},
 }
 # Keys that are read here or elsewhere, or have no effect for the type that carries them.
+# Neither transformers nor mlx-lm reads attn_factor, which one published yarn carries.
 KNOWN = """
-    attention_factor beta_fast beta_slow factor finetuned high_freq_factor llama_4_scaling_beta
-    long_factor low_freq_factor max_position_embeddings mrope_section mscale mscale_all_dim
-    original_max_position_embeddings short_factor truncate
+    attention_factor attn_factor beta_fast beta_slow factor finetuned high_freq_factor
+    llama_4_scaling_beta long_factor low_freq_factor max_position_embeddings mrope_section mscale
+    mscale_all_dim original_max_position_embeddings short_factor truncate
     """
 
 

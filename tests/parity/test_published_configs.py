@@ -6,6 +6,7 @@ asserted of it is what its makers say of the model.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -68,6 +69,31 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         rms_norm_eps=1e-06, sliding_window=None, use_sliding_window=False, attention_bias=False,
         tie_word_embeddings=False,
     ),
+    "qwen3 (distilled from R1-0528)": shape(
+        151936, 4096, 12288, 36, 32, 8, 131072, model_type="qwen3", head_dim=128,
+        max_window_layers=36, rms_norm_eps=1e-06, rope_theta=1000000, sliding_window=None,
+        rope_scaling={
+            "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768,
+            "attn_factor": 0.8782488562869419,
+        },
+        use_sliding_window=False, attention_bias=False, tie_word_embeddings=False,
+    ),
+    "qwen3_moe (Coder)": shape(
+        151936, 2048, 5472, 48, 32, 4, 262144, model_type="qwen3_moe", head_dim=128,
+        decoder_sparse_step=1, max_window_layers=28, mlp_only_layers=[], norm_topk_prob=True,
+        moe_intermediate_size=768, num_experts=128, num_experts_per_tok=8, qkv_bias=False,
+        output_router_logits=False, router_aux_loss_coef=0.0, rope_scaling=None,
+        rope_theta=10000000, rms_norm_eps=1e-06, shared_expert_intermediate_size=0,
+        sliding_window=None, use_qk_norm=True, use_sliding_window=False,
+        tie_word_embeddings=False,
+    ),
+    "smollm3": shape(
+        128256, 2048, 11008, 36, 16, 4, 65536, model_type="smollm3", attention_bias=False,
+        layer_types=["full_attention"] * 36, max_window_layers=28, mlp_bias=False,
+        no_rope_layer_interval=4, no_rope_layers=[1, 1, 1, 0] * 9, pretraining_tp=2,
+        rms_norm_eps=1e-06, rope_scaling=None, rope_theta=5000000.0, sliding_window=None,
+        use_sliding_window=False, pad_token_id=128004,
+    ),
     "gemma": shape(
         256000, 2048, 16384, 18, 8, 1, 8192, model_type="gemma", head_dim=256, hidden_act="gelu",
         hidden_activation=None, rms_norm_eps=1e-06, rope_theta=10000.0, rope_scaling=None,
@@ -79,6 +105,13 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         hidden_act="gelu_pytorch_tanh", hidden_activation="gelu_pytorch_tanh",
         query_pre_attn_scalar=256, rms_norm_eps=1e-06, rope_theta=10000.0, sliding_window=4096,
         attention_bias=False, _attn_implementation="eager",
+    ),
+    "gemma2 (27b)": shape(
+        256000, 4608, 36864, 46, 32, 16, 8192, model_type="gemma2", head_dim=128,
+        attn_logit_softcapping=50.0, final_logit_softcapping=30.0, cache_implementation="hybrid",
+        hidden_act="gelu_pytorch_tanh", hidden_activation="gelu_pytorch_tanh",
+        query_pre_attn_scalar=144, rms_norm_eps=1e-06, rope_theta=10000.0, sliding_window=4096,
+        sliding_window_size=4096, attention_bias=False, _attn_implementation="eager",
     ),
     "gemma3_text": shape(
         262144, 1152, 6912, 26, 4, 1, 32768, model_type="gemma3_text", head_dim=256,
@@ -260,6 +293,18 @@ def test_sizes_follow_from_what_is_published() -> None:
     assert rope.scaling is None and rope.base == pytest.approx(10000 * 1000 ** (128 / 126))
     assert described("falcon").blocks[0].attention.kv_heads == 1
     assert described("gpt_oss").blocks[0].feed_forward.per_token == 4
+    coder = described("qwen3_moe (Coder)").blocks[0]
+    assert coder.attention.q_norm and coder.feed_forward.shared is None
+    assert [b.attention.rope is None for b in described("smollm3").blocks[:4]] == [False] * 3 + [
+        True
+    ]
+    assert described("gemma2 (27b)").blocks[0].attention.scale == 1 / 12
+
+
+def test_yarn_grows_by_its_factor_alone() -> None:
+    """As transformers 5.23 has it, which passes over ``attn_factor``."""
+    scaling = described("qwen3 (distilled from R1-0528)").blocks[0].attention.rope.scaling
+    assert scaling.attention_factor == pytest.approx(0.1 * math.log(4.0) + 1, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -268,6 +313,7 @@ def test_sizes_follow_from_what_is_published() -> None:
         ("llama", "attention_window_sizes", [1, 2]),
         ("qwen2", "dual_chunk_attention_config", {"chunk_size": 262144}),
         ("cohere2", "use_qk_norm", True),
+        ("qwen3_moe (Coder)", "shared_expert_intermediate_size", 512),
         ("gpt_oss", "swiglu_beta", 1.0),
         ("gemma2", "use_bidirectional_attention", True),
         ("apertus", "post_norm", True),
