@@ -121,9 +121,9 @@ class Trainer:
     def _check_same(self, facts: Mapping[str, Any]) -> None:
         old, new = facts["identity"], self._identity()
         changed = [
-            f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
-            for key in {**old, **new}
-            if old.get(key) != new.get(key)
+            f"{key} was {old[key]!r} and is {new.get(key)!r}"
+            for key in old  # an older version may not have noted all of them
+            if old[key] != new.get(key)
         ]
         if changed:
             raise MlxtxError(

@@ -28,6 +28,7 @@ from mlxtx.tuning.objective import NextToken, loss_and_gradients
 from mlxtx.tuning.packing import make_batch
 from mlxtx.tuning.samples import sample
 from mlxtx.tuning.scratch import initial_model
+from mlxtx.tuning.state import StateFolder
 from mlxtx.tuning.targets import add_adapters, choose
 from mlxtx.tuning.trees import named
 from tests.tuning.tiny import block, decoder
@@ -127,7 +128,12 @@ def test_resume_refuses_another_base_of_the_same_shape(folder, tmp_path):
     weights = {n: w + 0.01 if "layers.1" in n else w for n, w in weights.items()}
     mx.save_safetensors(str(tmp_path / "base" / "model.safetensors"), weights)
     with pytest.raises(MlxtxError, match="base weights was"):
-        mlxtx.tune(tmp_path / "base", folder, tmp_path / "run", iters=4, resume=True)
+        mlxtx.tune(tmp_path / "base", folder, tmp_path / "run", iters=2, resume=True)
+    states = StateFolder(tmp_path / "run" / "state")
+    state = states.load()
+    del state.facts["identity"]["base weights"]  # as from a version that did not note them
+    states.save(state)
+    assert mlxtx.tune(tmp_path / "base", folder, tmp_path / "run", iters=2, resume=True).step == 2
 
 
 def test_answers_while_it_trains_change_nothing(folder, tmp_path):
