@@ -234,7 +234,7 @@ def hunyuan_attention(config: HubConfig) -> dict[str, Any]:
     config.ignore(
         "org_vocab_size cla_share_factor add_classification_head class_num pool_type dense_list"
         " im_start_id im_end_id im_newline_id mask_init_id text_start_id text_end_id"
-        " image_token_id video_start_id video_end_id eod_token_id"
+        " image_token_id video_start_id video_end_id eod_token_id pad_id"
     )
     size, parameters = config.head_dim(), rope_parameters(config)
     alpha = parameters.pop("alpha", None)

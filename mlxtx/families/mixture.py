@@ -123,10 +123,10 @@ def ernie4_5_moe(config: HubConfig) -> DecoderConfig:
     routed: dict[str, Any] = {"normalize": True, "correction_bias": True}
     sparse = config.experts("moe_intermediate_size", shared, bias, **routed)
     first = config.get("moe_layer_start_index", default=1)
-    last = config.get("moe_layer_end_index", default=-1) % count
+    end = config.get("moe_layer_end_index", default=-1) + 1 or count  # -1 is the last
     step = config.get("moe_layer_interval", default=1)
     dense = config.feed_forward(bias=bias)
-    body = [sparse if first <= i <= last and (i + 1) % step == 0 else dense for i in range(count)]
+    body = [sparse if first <= i < end and (i + 1) % step == 0 else dense for i in range(count)]
     rope = {"theta": 5e5, "fields": INTERLEAVED}
     both = {"bias": bias, "tied": True, "head": {"bias": bias}}
     return llama(config, 1e-5, rope=rope, feed_forward=body, **both)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mlxtx.decoder.config import AttentionConfig, DecoderConfig
+from mlxtx.decoder.config import AttentionConfig, DecoderConfig, ExpertsConfig
 from mlxtx.decoder.positions import wavelengths
 from mlxtx.errors import MlxtxError
 from mlxtx.families import family_for
@@ -125,6 +125,13 @@ def test_keys_that_no_decoder_reads_are_passed_over():
     assert described("llama", activation="swiglu") == described("llama")
     with pytest.raises(MlxtxError, match="rope_interleaved"):
         described("llama", rope_interleaved=True)
+
+
+@pytest.mark.parametrize(("end", "sparse"), [(-1, 3), (1, 1), (3, 3), (4, 3), (9, 3)])
+def test_ernies_experts_end_with_a_layer_that_may_lie_behind_the_last(end, sparse):
+    sizes = {"num_hidden_layers": 4, "moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 16}
+    blocks = described("ernie4_5_moe", **sizes, moe_layer_end_index=end).blocks
+    assert sum(isinstance(block.feed_forward, ExpertsConfig) for block in blocks) == sparse
 
 
 @pytest.mark.parametrize("cap", [0, 0.0, "5", -1.0])

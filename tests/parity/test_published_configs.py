@@ -234,7 +234,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
             "mscale_all_dim": 1.0, "type": "dynamic",
         },
         rope_theta=10000.0, text_end_id=7, text_start_id=6, use_cla=False, use_qk_norm=True,
-        use_rotary_pos_emb=True, rms_norm_eps=1e-05, sep_token_id=127962, eod_token_id=127957,
+        use_rotary_pos_emb=True, rms_norm_eps=1e-05, sep_token_id=127962, eod_token_id=127957, pad_id=127961,
         attention_bias=False, tie_word_embeddings=True,
     ),
     "exaone4": shape(
