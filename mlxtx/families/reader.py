@@ -12,17 +12,18 @@ _MISSING = object()
 # Keys that don't change what a decoder computes, as those don't that begin with an underscore.
 HARMLESS = """
     architectures attention_dropout attn_implementation attn_pdrop auto_map bad_words_ids
-    bos_token_id cache_implementation chunk_size_feed_forward classifier_dropout do_sample dtype
-    embd_pdrop embedding_dropout eos_token_id finetuning_task forced_bos_token_id
-    forced_eos_token_id gradient_checkpointing hidden_dropout hidden_dropout_prob id2label
-    initializer_range is_decoder is_llama_config label2id length_penalty max_length max_new_tokens
-    max_sequence_length min_length model_max_length model_type neftune_noise_alpha
-    no_repeat_ngram_size num_beams num_labels num_return_sequences output_attentions
-    output_hidden_states output_router_logits output_scores pad_token_id prefix pretraining_tp
-    problem_type quantization quantization_config repetition_penalty resid_pdrop return_dict
+    bos_token_id cache_implementation chunk_size_feed_forward classifier_dropout diversity_penalty
+    do_sample dtype early_stopping embd_pdrop embedding_dropout encoder_no_repeat_ngram_size
+    eos_token_id finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing
+    hidden_dropout hidden_dropout_prob id2label initializer_range is_decoder is_llama_config
+    label2id length_penalty max_length max_new_tokens max_sequence_length min_length
+    model_max_length model_type neftune_noise_alpha no_repeat_ngram_size num_beam_groups num_beams
+    num_labels num_return_sequences output_attentions output_hidden_states output_router_logits
+    output_scores pad_token_id prefix pretraining_tp problem_type quantization quantization_config
+    remove_invalid_values repetition_penalty resid_pdrop return_dict return_dict_in_generate
     router_aux_loss_coef router_jitter_noise sep_token_id task_specific_params temperature
     tf_legacy_loss tokenizer_class top_k top_p torch_dtype torchscript transformers.js_config
-    transformers_version unsloth_fixed unsloth_version use_bfloat16 use_cache
+    transformers_version typical_p unsloth_fixed unsloth_version use_bfloat16 use_cache
     """
 # Keys that are harmless where they switch something off, or list nothing (null always is).
 OFF = """

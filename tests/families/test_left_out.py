@@ -127,6 +127,32 @@ def test_keys_that_no_decoder_reads_are_passed_over():
         described("llama", rope_interleaved=True)
 
 
+def test_all_that_transformers_4_says_of_any_model_is_passed_over():
+    """The first versions of mlx-lm wrote every setting of transformers' class into config.json."""
+    off = """
+        add_cross_attention do_sample early_stopping is_decoder is_encoder_decoder
+        output_attentions output_hidden_states output_scores remove_invalid_values
+        return_dict_in_generate tf_legacy_loss tie_encoder_decoder torchscript use_bfloat16
+        """
+    zero = "chunk_size_feed_forward encoder_no_repeat_ngram_size min_length no_repeat_ngram_size"
+    one = """
+        length_penalty num_beam_groups num_beams num_return_sequences repetition_penalty
+        temperature top_p typical_p
+        """
+    null = """
+        bad_words_ids begin_suppress_tokens cross_attention_hidden_size decoder_start_token_id
+        exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
+        pad_token_id prefix problem_type sep_token_id suppress_tokens task_specific_params
+        tokenizer_class
+        """
+    said: dict[str, Any] = dict.fromkeys(off.split(), False)
+    said |= dict.fromkeys(zero.split(), 0) | dict.fromkeys(one.split(), 1)
+    said |= dict.fromkeys(null.split()) | {"diversity_penalty": 0.0, "max_length": 20, "top_k": 50}
+    said |= {"return_dict": True, "pruned_heads": {}, "torch_dtype": "bfloat16"}
+    said |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}, "_name_or_path": "a/b"}
+    assert described("llama", **said) == described("llama")
+
+
 @pytest.mark.parametrize(("end", "sparse"), [(-1, 3), (1, 1), (3, 3), (4, 3), (9, 3)])
 def test_ernies_experts_end_with_a_layer_that_may_lie_behind_the_last(end, sparse):
     sizes = {"num_hidden_layers": 4, "moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 16}
