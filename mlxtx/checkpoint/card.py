@@ -49,8 +49,10 @@ def write_card(
     commit = revision or _commit(source)
     lines[-1] += f" at revision `{commit}`." if commit else "."
     lines.append(f"The licence of the original applies ({about.get('license', 'not stated')}).")
-    config = read_config(folder)
-    lines += ["", f"- family: `{config.get('model_type')}`"]
+    family, original = (read_config(place).get("model_type") for place in (folder, source))
+    lines += ["", f"- family: `{family}`"]
+    if original != family:
+        lines[-1] += f", the text part of `{original}`: what is for images and sound was left out"
     lines.append(f"- weights: {result.recipe}, {result.bits_per_weight:.2f} bits a weight")
     lines.append(f"- size: {result.nbytes / 1e9:.2f} GB, {result.parameters / 1e6:.0f}M parameters")
     if result.unpacked:

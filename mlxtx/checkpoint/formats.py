@@ -66,9 +66,6 @@ def read_tensors(checkpoint: Checkpoint) -> Tensors:
     if config.get("quantization"):
         return _mlx(checkpoint, tensors)
     settings = config.get("quantization_config")
-    if settings is None:
-        text = config.get("text_config")
-        settings = text.get("quantization_config") if isinstance(text, Mapping) else None
     if not settings:
         return _fp8(checkpoint, tensors, {})
     if not isinstance(settings, Mapping):
@@ -303,11 +300,7 @@ _FORMATS: dict[str, Callable[[Checkpoint, Tensors, Any], Tensors]] = {
 
 
 def _main_dtype(config: Mapping[str, Any]) -> mx.Dtype:
-    text = config.get("text_config")
-    name = config.get("dtype") or config.get("torch_dtype")
-    if name is None and isinstance(text, Mapping):
-        name = text.get("dtype") or text.get("torch_dtype")
-    return FLOAT_DTYPES.get(str(name), mx.bfloat16)
+    return FLOAT_DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")), mx.bfloat16)
 
 
 FLOAT_DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from mlxtx.checkpoint.safetensors import Reader, TensorInfo
+from mlxtx.checkpoint.text_part import text_part
 from mlxtx.errors import MlxtxError
 from mlxtx.files import read_json, read_json_object
 
@@ -46,23 +47,25 @@ class Checkpoint:
     """Configuration and tensors of one folder.
 
     folder: where it lies. config: ``config.json``. tensors: name -> TensorInfo, in the order of
-    the files. Making one reads headers only; ``read`` reads one tensor. Raises MlxtxError for
+    the files. Of a multimodal model both are those of its text part. Making one reads headers only; ``read`` reads one tensor. Raises MlxtxError for
     whatever is not sound; pickles are refused, code is never run.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.config = read_config(self.folder)
+        config = read_config(self.folder)
         self._readers = {name: Reader(self.folder / name) for name in self.files}
-        self.tensors: dict[str, TensorInfo] = {}
+        tensors: dict[str, TensorInfo] = {}
         self._file_of: dict[str, str] = {}
         for file, reader in self._readers.items():
             for name, info in reader.tensors.items():
-                if name in self.tensors:
+                if name in tensors:
                     raise MlxtxError(f"tensor {name} is in both {self._file_of[name]} and {file}")
-                self.tensors[name] = info
+                tensors[name] = info
                 self._file_of[name] = file
         self._check_index()
+        self.config, self._stored = text_part(config, tensors)
+        self.tensors = {name: tensors[stored] for name, stored in self._stored.items()}
 
     @cached_property
     def files(self) -> list[str]:
@@ -79,7 +82,8 @@ class Checkpoint:
 
     def read(self, name: str) -> mx.array:
         """One tensor, lazy: its numbers are read when it is evaluated."""
-        return self._readers[self._file_of[name]].read(name)
+        stored = self._stored[name]
+        return self._readers[self._file_of[stored]].read(stored)
 
     def read_ahead(self, nbytes: int) -> None:
         """Starts to read the first tensors, up to ``nbytes``, while others go on."""
@@ -87,7 +91,8 @@ class Checkpoint:
 
     def read_rows(self, name: str, start: int, stop: int) -> mx.array:
         """Some rows of one tensor, see ``Reader.read_rows``."""
-        return self._readers[self._file_of[name]].read_rows(name, start, stop)
+        stored = self._stored[name]
+        return self._readers[self._file_of[stored]].read_rows(stored, start, stop)
 
     def same(self, one: str, other: str) -> bool:
         """Whether two tensors hold the same numbers; some rows are in memory at a time."""

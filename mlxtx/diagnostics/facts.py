@@ -14,6 +14,7 @@ from mlxtx.checkpoint.hub import explained, quiet_bars, resolve
 from mlxtx.checkpoint.loading import planned_model
 from mlxtx.checkpoint.safetensors import TensorInfo
 from mlxtx.checkpoint.source import Checkpoint, read_config
+from mlxtx.checkpoint.text_part import text_part
 from mlxtx.decoder.config import DecoderConfig
 from mlxtx.errors import MlxtxError
 
@@ -48,12 +49,15 @@ class HubHeaders:
                 metadata = get_safetensors_metadata(repo, revision=revision)
             except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
                 raise MlxtxError(f"{repo} has no sound safetensors weights: {error}") from None
-        self.config: Mapping[str, Any] = read_config(Path(saved).parent)
-        self.tensors: dict[str, TensorInfo] = {}
+        config = read_config(Path(saved).parent)
+        tensors: dict[str, TensorInfo] = {}
         for file in metadata.files_metadata.values():
             for name, tensor in file.tensors.items():
                 start, end = tensor.data_offsets
-                self.tensors[name] = TensorInfo(tensor.dtype, tuple(tensor.shape), start, end)
+                tensors[name] = TensorInfo(tensor.dtype, tuple(tensor.shape), start, end)
+        self.config: Mapping[str, Any]
+        self.config, stored = text_part(config, tensors)
+        self.tensors = {name: tensors[old] for name, old in stored.items()}
 
     def read(self, name: str, *_: Any) -> mx.array:
         raise AssertionError(f"{name} is planned, not read")
