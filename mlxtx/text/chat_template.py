@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Message = Mapping[str, Any]
 _LONGEST = 10_000_000  # characters or items that a template puts together; none needs more
 _MOST_STEPS = 2_000_000  # turns of loops and calls in one rendering
+_PROBE = "Does a text show?"
 
 
 class ChatTemplate:
@@ -56,6 +57,8 @@ class ChatTemplate:
         import jinja2
 
         source = self.choose(name, tools)
+        if _wants_parts(source):
+            messages = [_in_parts(message) for message in messages]
         # Templates are written against transformers, where these two are always defined.
         always = {"tools": tools, "documents": None}
         given = _plain({"messages": list(messages), **always, **variables})
@@ -259,6 +262,30 @@ def _environment() -> jinja2.Environment:
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     return environment
+
+
+def _in_parts(message: Message) -> Message:
+    """A text as the only part of a list, which could hold images too."""
+    content = message.get("content") if isinstance(message, Mapping) else None
+    if not isinstance(content, str):
+        return message
+    return {**message, "content": [{"type": "text", "text": content}]}
+
+
+@cache
+def _wants_parts(source: str) -> bool:
+    """Whether a template leaves out a text that is not one of a list of parts, as those of some
+    multimodal models do."""
+
+    def shows(message: Message) -> bool:
+        _budget.steps = _MOST_STEPS
+        try:
+            return _PROBE in _compile(source).render(messages=[message])
+        except Exception:  # a program of a stranger's; rendering what was meant will tell
+            return False
+
+    probe = {"role": "user", "content": _PROBE}
+    return not shows(probe) and shows(_in_parts(probe))
 
 
 @cache

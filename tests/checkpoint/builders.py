@@ -25,6 +25,20 @@ LLAMA: dict[str, Any] = {
     "torch_dtype": "float32",
 }
 
+# How each generation calls "model." and "lm_head." of the text part.
+SPELLINGS = {
+    "transformers 4 and mlx-lm": ("language_model.model.", "language_model.lm_head."),
+    "transformers 5": ("model.language_model.", "lm_head."),
+    "Idefics": ("model.text_model.", "lm_head."),
+    "Idefics in MLX": ("language_model.", "language_model.lm_head."),
+}
+OTHER_PARTS = (
+    "vision_tower.blocks.0.attn.qkv.weight", "multi_modal_projector.linear_1.weight",
+    "model.vision_tower.embed_tokens.weight", "model.visual.layers.0.norm.weight",
+    "model.audio_tower.layers.0.mlp.up_proj.weight", "embed_vision.norm.weight",
+)  # fmt: skip
+QUANTIZED = ("quantization", "quantization_config")
+
 
 def raw_file(path: Path, header: Any, data: bytes = b"", length: int | None = None) -> Path:
     """A file with this header (JSON, or the bytes themselves) and this data."""
@@ -124,3 +138,34 @@ def shard(folder: Path, parts: int = 2) -> None:
     (folder / "model.safetensors").unlink()
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def respelled(name: str, spelling: str) -> str:
+    for ours, theirs in zip(("model.", "lm_head."), SPELLINGS[spelling], strict=True):
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    raise AssertionError(name)
+
+
+def wrap(source: Path, target: Path, spelling: str, **outer: Any) -> Path:
+    """The checkpoint of ``source`` as the text part of a multimodal one."""
+    target.mkdir()
+    text = json.loads((source / "config.json").read_text())
+    config = {"model_type": "looking_glass", "architectures": ["LookingGlass"], **outer}
+    for key in QUANTIZED:
+        if key in text:
+            table = text.pop(key)
+            config[key] = {
+                respelled(f"{path}.", spelling).removesuffix(".") if "." in path else path: entry
+                for path, entry in table.items()
+            }
+            config[key]["vision_tower.blocks.0.attn.qkv"] = {"group_size": 64, "bits": 8}
+    if "torch_dtype" in text:
+        config["torch_dtype"] = text.pop("torch_dtype")
+    config |= {"text_config": text, "vision_config": {"model_type": "eye", "hidden_size": 3}}
+    (target / "config.json").write_text(json.dumps(config))
+    stored = mx.load(str(source / "model.safetensors"))
+    weights = {respelled(name, spelling): values for name, values in stored.items()}
+    weights |= dict.fromkeys(OTHER_PARTS, mx.full((3, 5), float("nan")))
+    mx.save_safetensors(str(target / "model.safetensors"), weights, {"format": "pt"})
+    return target

@@ -19,6 +19,7 @@ from mlxtx.diagnostics.memory_plan import check_plan, plan_memory, plan_of, rend
 from mlxtx.diagnostics.transients import prefill_bytes
 from mlxtx.errors import MlxtxError
 from tests.cache.tiny_models import KINDS, tiny_model
+from tests.checkpoint.builders import wrap
 from tests.checkpoint.hub_server import Hub
 from tests.tiny_model import tiny_folder
 
@@ -236,20 +237,29 @@ def test_a_hub_id_is_planned_from_its_headers(tmp_path):
     folder = folder_of("llama")
     names = ("config.json", "model.safetensors")
     files = {name: (folder / name).read_bytes() for name in names}
-    hub = Hub({"owner/tiny": {"main": files}, "owner/bare": {"main": {"config.json": b"{}"}}})
+    wrapped = wrap(folder, tmp_path / "wrapped", "transformers 5")
+    outer = {name: (wrapped / name).read_bytes() for name in names}
+    hub = Hub(
+        {
+            "owner/tiny": {"main": files},
+            "owner/wrapped": {"main": outer},
+            "owner/bare": {"main": {"config.json": b"{}"}},
+        }
+    )
     variables = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
     with hub.serving():
-        variables |= {"HF_HOME": str(tmp_path), "HF_ENDPOINT": hub.url}
+        variables |= {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub.url}
         asked = subprocess.run(
-            [sys.executable, "-c", ASK, "owner/tiny", "owner/none", "owner/bare"],
+            [sys.executable, "-c", ASK, "owner/tiny", "owner/wrapped", "owner/none", "owner/bare"],
             capture_output=True,
             text=True,
             env=variables,
             timeout=120,
             check=True,
         )
-    found, missing, bare = (json.loads(line) for line in asked.stdout.splitlines())
+    found, inside, missing, bare = (json.loads(line) for line in asked.stdout.splitlines())
     assert found == {**plan(folder), "model": "owner/tiny"}
+    assert inside == {**plan(folder), "model": "owner/wrapped"}  # its text part
     assert hub.ranges  # the header was asked for, not the file
-    assert not list(tmp_path.rglob("*.safetensors"))
+    assert not list((tmp_path / "home").rglob("*.safetensors"))
     assert "owner/none" in missing and "owner/bare" in bare

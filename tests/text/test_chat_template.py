@@ -36,6 +36,32 @@ def _indented(body: str) -> str:
     return "".join("    " + line for line in body.splitlines(keepends=True))
 
 
+PARTS = """
+    {%- for message in messages %}{{ message.role }}:
+    {%- for part in message['content'] if part['type'] == 'image' %}<picture>{% endfor %}
+    {%- for part in message['content'] | selectattr('type', 'equalto', 'text') %}
+        {{- part['text'] }};
+    {%- endfor %}
+    {%- endfor %}
+    {%- if add_generation_prompt %}assistant:{% endif %}"""
+
+
+def test_a_template_that_knows_lists_of_parts_only_gets_lists_of_parts():
+    """Given a text, such a template goes through its letters and finds no part among them."""
+    answered = [*MESSAGES, {"role": "assistant", "content": "Ho"}]
+    expected = 'system:Be brief.;user:Hi <b>&"é";assistant:Ho;assistant:'
+    assert render(PARTS, answered) == expected
+    pictured = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}
+    assert render(PARTS, [*answered, pictured]) == expected[:-10] + "user:<picture>What?;assistant:"
+
+
+def test_a_template_that_knows_texts_too_gets_texts():
+    either = "{% for m in messages %}{{ m.content is string }}{{ m.content }}{% endfor %}"
+    assert render(either, MESSAGES[:1]) == "TrueBe brief."
+    neither = "{% for m in messages %}{{ m.role }}{{ m.content is string }}{% endfor %}"
+    assert render(neither, MESSAGES[:1]) == "systemTrue"
+
+
 def test_tojson_keeps_text_as_it_is():
     assert render("{{ messages[1].content | tojson }}") == json.dumps(
         MESSAGES[1]["content"], ensure_ascii=False
