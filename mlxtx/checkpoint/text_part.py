@@ -29,7 +29,7 @@ SHARED = """
     transformers_version
     """
 # What some files say of other parts in the wrong place; transformers' text classes don't read it.
-MISPLACED = "perceiver_config pixel_shuffle_factor qk_layer_norms use_resampler"
+MISPLACED = "is_composition perceiver_config pixel_shuffle_factor qk_layer_norms use_resampler"
 # Attention in both directions over the whole prompt, pictures or not: more than its text family.
 TWO_WAY = ("paligemma",)
 # Sizes that sparse files leave out, as in the configuration classes of transformers 5.23. What
@@ -69,7 +69,7 @@ def text_part(
         return dict(config), {name: name for name in tensors}
     stored: dict[str, str] = {}
     for name in tensors:
-        short = _renamed(name)
+        short = text_name(name)
         if short in stored:
             raise MlxtxError(f"the checkpoint holds {short} twice: {stored[short]} and {name}")
         if short is not None:
@@ -91,8 +91,8 @@ def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return text
 
 
-def _renamed(name: str) -> str | None:
-    """A tensor's name in the text model; None where it is of another part."""
+def text_name(name: str) -> str | None:
+    """The name that a wrapper's tensor has in the text model; None where it is of another part."""
     for theirs, ours in PREFIXES:
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)
@@ -138,5 +138,5 @@ def _tied(
 
 def _module(path: str) -> str:
     """A path in a table of quantizations, which may be a setting's name too."""
-    renamed = _renamed(path + ".")
+    renamed = text_name(path + ".")
     return path if renamed is None else renamed.removesuffix(".")

@@ -17,6 +17,7 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlxtx.checkpoint.text_part import text_name
 from mlxtx.errors import MlxtxError
 from mlxtx.files import write_json_atomic
 from mlxtx.tuning.lora import LEAVES, LowRank, input_width
@@ -158,7 +159,8 @@ def read_weights(path: Path) -> dict[str, mx.array]:
 
 
 def _read_mlx(folder: Path, config: Mapping[str, Any]) -> Adapter:
-    weights = read_weights(folder / WEIGHTS_FILE)
+    # Where the base was a multimodal model, names are longer.
+    weights = {text_name(n) or n: a for n, a in read_weights(folder / WEIGHTS_FILE).items()}
     parameters = config.get("lora_parameters") or {}
     dora = config.get("fine_tune_type") == "dora"
     layers: dict[str, LowRank] = {}

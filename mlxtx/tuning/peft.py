@@ -10,6 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlxtx.checkpoint.text_part import text_name
 from mlxtx.errors import MlxtxError
 from mlxtx.files import write_json_atomic
 from mlxtx.tuning.adapters import CONFIG_FILE, Adapter, read_weights
@@ -80,6 +81,7 @@ def _grouped(tensors: Mapping[str, mx.array], folder: Path):
     whole: dict[str, mx.array] = {}
     for name, array in tensors.items():
         name = name.removeprefix(_PREFIX)
+        name = text_name(name) or name  # where the base was a multimodal model
         for ending, kind in _ENDINGS.items():
             if name.endswith("." + ending):
                 turned = array.T if "embedding" in ending else array

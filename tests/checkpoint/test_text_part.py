@@ -167,12 +167,13 @@ def test_sizes_left_out_are_those_of_the_text_models_class(text, sizes):
 
 
 def test_keys_of_other_parts_inside_the_text_config():
-    """SmolVLM's text_config, which says a resampler's settings too."""
+    """SmolVLM's text_config, which says a resampler's settings too, and a key of Pixtral's."""
     text = {
         "_flash_attn_2_enabled": True, "architectures": ["VLlama3ForCausalLM"], "head_dim": 64,
         "hidden_size": 960, "intermediate_size": 2560, "is_llama_config": True,
         "max_position_embeddings": 8192, "model_type": "llama", "neftune_noise_alpha": 0.0,
         "num_attention_heads": 15, "num_key_value_heads": 5, "perceiver_config": {"depth": 6},
+        "is_composition": True,
         "pixel_shuffle_factor": 4, "qk_layer_norms": False, "rms_norm_eps": 1e-05,
         "rope_interleaved": False, "rope_theta": 100000, "use_resampler": False,
         "vocab_size": 49280,

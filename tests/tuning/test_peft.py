@@ -62,6 +62,28 @@ def made(config, targets="all", how=None):
     return net
 
 
+@pytest.mark.parametrize(
+    ("peft", "prefix"),
+    [(True, "base_model.model.model.language_model."),
+     (True, "base_model.model.language_model.model."),
+     (False, "language_model.model.")],
+)  # fmt: skip
+def test_adapters_of_multimodal_models_fit_their_text_part(tmp_path, peft, prefix):
+    net = made(LLAMA, ["q_proj", "down_proj"], LowRank(rank=2, scale=1.5))
+    adapter, wanted = adapter_of(net), np.array(net(TOKENS))
+    remove_adapters(net)
+    if peft:
+        write_peft(adapter, tmp_path, net, LLAMA)
+    else:
+        save_adapter(adapter, tmp_path, 2)
+    path = tmp_path / ("adapter_model.safetensors" if peft else "adapters.safetensors")
+    names = {n: prefix + n[n.index("layers.") :] for n in mx.load(str(path))}
+    mx.save_safetensors(str(path), {names[n]: a for n, a in mx.load(str(path)).items()})
+    assert np.abs(np.array(net(TOKENS)) - wanted).max() > 1e-2
+    load_adapter(net, tmp_path, LLAMA)
+    assert np.abs(np.array(net(TOKENS)) - wanted).max() < 1e-5
+
+
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_written_for_peft_and_read_again_it_computes_the_same(tmp_path, name, dora):
