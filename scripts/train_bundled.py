@@ -64,9 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.path.insert(0, str(ROOT))
     parser = argparse.ArgumentParser(prog="train_bundled", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--conversations", type=int, default=760_000)
+    parser.add_argument("--conversations", type=int, default=1_250_000)
     parser.add_argument(
-        "--steps", type=int, default=25_000, help="of batch-size rows of 256 tokens"
+        "--steps", type=int, default=22_000, help="of batch-size rows of 256 tokens"
     )
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=0.005)
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="KIND=WEIGHT",
         help="of a kind of conversations, in place of the one in conversations.py: sum=80",
     )
-    parser.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
+    parser.add_argument("--resume", action="store_true", help="go on if the run was stopped")
     parser.add_argument("--evaluate", action="store_true", help="only judge what --out holds")
     parser.add_argument(
         "--questions", type=int, default=0, help="compare settings on so many questions (all)"
@@ -193,19 +193,17 @@ def train(args: argparse.Namespace) -> None:
     trainer = (AheadTrainer if args.head else FixedRowTrainer)(
         model, rows, settings, args.out, write=lambda folder: save(model, folder), on_event=tell
     )
-    if args.resume:
-        trainer.resume()
-    elif args.finish:
-        begin_from(trainer, args.finish)
-    elif args.head:
+    if args.head:
         take_decoder(trainer, args.head)
-    else:
-        (args.out / "history.txt").write_text(command() + "\n")
+    if not (args.resume and trainer.resume()):
+        remark = begin_from(trainer, args.finish) if args.finish else ""
+        note_command(args.finish or args.head, args.out, remark)
     trainer.run()
 
 
-def begin_from(trainer, run: Path) -> None:
-    """Takes over the weights and the optimizer of another run, not its place in the data."""
+def begin_from(trainer, run: Path) -> str:
+    """Takes over the weights and the optimizer of another run, not its place in the data. Gives a
+    remark where that run was stopped before its end."""
     from mlx.utils import tree_unflatten
 
     from mlxtx.tuning.state import StateFolder
@@ -218,22 +216,21 @@ def begin_from(trainer, run: Path) -> None:
     print(f"from step {state.step} of {run}", flush=True)
     lines = history(run)
     whole = bool(lines) and f"--steps {state.step} " in lines[-1] + " "
-    go_on_from(run, trainer.out, "" if whole else f"  # stopped at step {state.step}")
+    return "" if whole else f"  # stopped at step {state.step}"
 
 
 def take_decoder(trainer, run: Path) -> None:
-    """Takes over the weights that RUN ended with; the extra head starts from nothing."""
+    """Takes over the weights that RUN ended with, which no state of the head's own run holds."""
     from mlx.utils import tree_unflatten
 
     from training.bundled.packing import load_weights
 
     trainer.model.update(tree_unflatten(list(load_weights(run / "model").items())))
-    go_on_from(run, trainer.out)
 
 
-def go_on_from(run: Path, out: Path, remark: str = "") -> None:
+def note_command(run: Path | None, out: Path, remark: str) -> None:
     """Notes this command behind those that led to ``run``."""
-    lines = history(run)
+    lines = history(run) if run else []
     if lines:
         lines[-1] += remark
     (out / "history.txt").write_text("\n".join([*lines, command()]) + "\n")
@@ -247,7 +244,9 @@ def history(run: Path) -> list[str]:
 
 def command() -> str:
     """This command, with only the names of the folders of runs."""
-    words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
+    words = [
+        Path(word).name if "/" in word else word for word in sys.argv[1:] if word != "--resume"
+    ]
     return "python scripts/train_bundled.py " + " ".join(words)
 
 
