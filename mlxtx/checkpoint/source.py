@@ -47,8 +47,9 @@ class Checkpoint:
     """Configuration and tensors of one folder.
 
     folder: where it lies. config: ``config.json``. tensors: name -> TensorInfo, in the order of
-    the files. Of a multimodal model both are those of its text part. Making one reads headers only; ``read`` reads one tensor. Raises MlxtxError for
-    whatever is not sound; pickles are refused, code is never run.
+    the files. Of a multimodal model both are those of its text part. Making one reads headers
+    only; ``read`` reads one tensor. Raises MlxtxError for whatever is not sound; pickles are
+    refused, code is never run.
     """
 
     def __init__(self, folder: str | Path) -> None:
