@@ -48,7 +48,7 @@ def make(stage: str, runs: Path) -> Path:
     saved = StateFolder(out / "state").steps()
     if not saved or saved[-1] < int(words[words.index("--steps") + 1]):
         print(stage, flush=True)
-        subprocess.run([*TRAIN, *words, *(["--resume"] if saved else [])], check=True)
+        subprocess.run([*TRAIN, *words, "--resume"], check=True)
     return out
 
 

@@ -196,14 +196,14 @@ def train(args: argparse.Namespace) -> None:
     if args.head:
         take_decoder(trainer, args.head)
     if not (args.resume and trainer.resume()):
-        remark = begin_from(trainer, args.finish) if args.finish else ""
-        note_command(args.finish or args.head, args.out, remark)
+        step = begin_from(trainer, args.finish) if args.finish else None
+        note_command(args.finish or args.head, args.out, step)
     trainer.run()
 
 
-def begin_from(trainer, run: Path) -> str:
-    """Takes over the weights and the optimizer of another run, not its place in the data. Gives a
-    remark where that run was stopped before its end."""
+def begin_from(trainer, run: Path) -> int:
+    """Takes over the weights and the optimizer of another run, not its place in the data; gives the
+    step that run was at."""
     from mlx.utils import tree_unflatten
 
     from mlxtx.tuning.state import StateFolder
@@ -214,9 +214,7 @@ def begin_from(trainer, run: Path) -> str:
     trainer.model.update(tree_unflatten(list(state.weights.items())))
     trainer.optimizer.restore(state.optimizer)
     print(f"from step {state.step} of {run}", flush=True)
-    lines = history(run)
-    whole = bool(lines) and f"--steps {state.step} " in lines[-1] + " "
-    return "" if whole else f"  # stopped at step {state.step}"
+    return state.step
 
 
 def take_decoder(trainer, run: Path) -> None:
@@ -228,11 +226,12 @@ def take_decoder(trainer, run: Path) -> None:
     trainer.model.update(tree_unflatten(list(load_weights(run / "model").items())))
 
 
-def note_command(run: Path | None, out: Path, remark: str) -> None:
-    """Notes this command behind those that led to ``run``."""
+def note_command(run: Path | None, out: Path, step: int | None) -> None:
+    """Notes this command behind those that led to ``run``, and where that run was taken over at a
+    ``step`` before its end."""
     lines = history(run) if run else []
-    if lines:
-        lines[-1] += remark
+    if lines and step is not None and f"--steps {step} " not in lines[-1] + " ":
+        lines[-1] += f"  # stopped at step {step}"
     (out / "history.txt").write_text("\n".join([*lines, command()]) + "\n")
 
 
