@@ -20,6 +20,8 @@ from typing import Literal
 
 import mlx.core as mx
 
+from mlxtx.errors import MlxtxWarning
+
 Path_ = Literal["kernel", "fast", "reference"]
 
 
@@ -95,7 +97,7 @@ def switch_off(operation: str, why: Exception) -> None:
         warnings.warn(
             f"the Metal kernel {operation} does not run on this machine ({reason}); going on "
             "without it, slower. mlxtx doctor says more",
-            RuntimeWarning,
+            MlxtxWarning,
             stacklevel=2,
         )
     _failed.add(operation)

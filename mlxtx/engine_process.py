@@ -15,13 +15,15 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from mlxtx import engine, events
 from mlxtx.engine import Engine, Job, Shutdown
-from mlxtx.events import Event, Failed, Stats
+from mlxtx.errors import MlxtxWarning
+from mlxtx.events import Event, Failed, Stats, Warned
 
 _JOBS = {cls.__name__: cls for cls in Job.__subclasses__()}
 _EVENTS = {cls.__name__: cls for cls in Event.__subclasses__()}
@@ -79,6 +81,17 @@ def serve() -> None:
         except BrokenPipeError:
             os._exit(0)
 
+    print_warning = warnings.showwarning
+
+    def show_warning(
+        message: Warning | str, category: type[Warning], *place: Any, **more: Any
+    ) -> None:
+        if issubclass(category, MlxtxWarning):
+            emit(Warned(message=str(message)))
+        else:
+            print_warning(message, category, *place, **more)
+
+    warnings.showwarning = show_warning
     owner = Engine(emit)
     for line in sys.stdin.buffer:
         number, job = decode_job(line)

@@ -1,4 +1,4 @@
-"""The one exception a user is meant to read."""
+"""The one exception, and the one warning, that a user is meant to read."""
 
 
 class MlxtxError(Exception):
@@ -12,3 +12,8 @@ class MlxtxError(Exception):
         cannot be printed, such as a terminal's escape sequences, shows as its code."""
         words = " ".join(message.splitlines())
         super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in words))
+
+
+class MlxtxWarning(UserWarning):
+    """Something the user should know while the work goes on. Commands print it as one line on
+    stderr, the terminal app shows it as a notice."""

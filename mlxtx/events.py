@@ -93,3 +93,10 @@ class Failed(Event):
 
     message: str
     detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warned(Event):
+    """Something to know while work goes on; it belongs to no job."""
+
+    message: str

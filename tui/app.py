@@ -29,7 +29,7 @@ from textual.screen import Screen
 from mlxtx import settings as user_settings
 from mlxtx.engine import Load, Unload
 from mlxtx.engine_process import EngineProcess
-from mlxtx.events import Event, Failed, Loaded
+from mlxtx.events import Event, Failed, Loaded, Warned
 
 
 def _open_provider() -> type[Any]:
@@ -146,7 +146,10 @@ class MlxtxApp(Services):
 
     def on_engine_events(self, message: EngineEvents) -> None:
         for event in message.events:
-            self.bridge.dispatch(event)
+            if isinstance(event, Warned):
+                self.tell(event.message, "warning", timeout=20)
+            else:
+                self.bridge.dispatch(event)
 
     def _engine_ended(self, message: str, detail: str) -> None:
         self.model = replace(self.model, state="dead", problem=message, memory=0)

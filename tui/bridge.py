@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from mlxtx.engine import Convert, Download, Job, Pause, Stop, Train
-from mlxtx.events import Delta, Done, Event, Failed, Prefill, Progress, Stats
+from mlxtx.events import Delta, Done, Event, Failed, Prefill, Progress, Stats, Warned
 
 RATE = 12.0
 # Seconds until a long job that was told to stop is ended with its process. A download only takes
@@ -136,7 +136,7 @@ class Bridge:
             self._long[number][0].kill()
 
     def _take(self, event: Event) -> None:
-        if event.job not in self._watchers:
+        if event.job not in self._watchers and not isinstance(event, Warned):
             return
         self._waiting.append(event)
         loop = asyncio.get_running_loop()

@@ -13,6 +13,7 @@ from mlxtx.metal_kernels.attention_reference import attention_reference
 from mlxtx.metal_kernels.mlx_attention import fusable
 
 from mlxtx.diagnostics import doctor
+from mlxtx.errors import MlxtxWarning
 from scripts import doctor as command
 
 from .on_emulator import emulated, needs_emulator
@@ -223,7 +224,7 @@ def test_a_kernel_that_fails_at_load_is_left_out_from_then_on(monkeypatch):
     shape = {"heads": 4, "kv_heads": 2, "head_dim": 64, "dtype": mx.float32}
     bits = {"key_bits": 8, "value_bits": 4, "group_size": 32}
     with emulated("plain", tuning={"single_pass_rows": 32}) as emulator:
-        with pytest.warns(RuntimeWarning) as warned:
+        with pytest.warns(MlxtxWarning) as warned:
             assert warm_up_module.warm_up(**shape, **bits) == 4  # a longer cache goes another way
         told = [str(warning.message).split()[3] for warning in warned]
         assert sorted(told) == ["attention_decode", "kv_quantize"]

@@ -16,6 +16,7 @@ from mlxtx.tui.screens.chats import ago
 from mlxtx.tui.store import Message, Store
 
 from mlxtx.engine import Generate
+from mlxtx.events import Warned
 from tests.tui.fakes import (
     Script,
     ask,
@@ -46,6 +47,15 @@ async def test_the_first_screen_says_what_answers_and_how_to_get_more(tmp_path: 
         await pilot.pause()
         text = screen_text(app)
         assert "small built-in guide" in text and "For a bigger one press f3" in text
+
+
+async def test_a_warning_of_the_engine_is_a_notice(tmp_path: Path) -> None:
+    script = Script()
+    app = make_app(tmp_path, script)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_until(pilot, lambda: script.engines)
+        script.engines[0].deliver(Warned(message="the kernel [b]x[/b] does not run"))
+        await wait_until(pilot, lambda: "the kernel [b]x[/b] does not run" in toasts(app))
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ from mlxtx.engine_process import (
     encode_job,
 )
 from mlxtx.errors import MlxtxError
-from mlxtx.events import Delta, Done, Event, Failed, Loaded, Prefill, Progress, Stats
+from mlxtx.events import Delta, Done, Event, Failed, Loaded, Prefill, Progress, Stats, Warned
 from tests.tui.fakes import until
 
 
@@ -212,6 +212,7 @@ def test_jobs_survive_the_pipe(job: Job) -> None:
         Progress(stage="train", done=1, total=2, details={"loss": float("inf")}),
         Prefill(done=1, total=2),
         Failed(message="x", detail="y"),
+        Warned(message="x"),
     ],
 )
 def test_events_survive_the_pipe(event: Event) -> None:
@@ -219,8 +220,9 @@ def test_events_survive_the_pipe(event: Event) -> None:
 
 
 CHILD = """
-    import os, sys, time
+    import os, sys, time, warnings
     from mlxtx import engine_jobs, engine, engine_process
+    from mlxtx.errors import MlxtxWarning
     from mlxtx.events import Delta, Done
 
     def count(job, running):
@@ -230,6 +232,9 @@ CHILD = """
             sys.stderr.write("[METAL] Command buffer execution failed: Insufficient Memory\\n")
             sys.stderr.flush()
             os.abort()
+        if job.text == "warn":
+            warnings.warn("a library's own business")
+            warnings.warn("a kernel does not run", MlxtxWarning)
         return Done(reason="done", details={"length": len(job.text)})
 
     def generate(job, running):
@@ -263,6 +268,15 @@ async def test_the_child_answers_stops_and_keeps_stray_prints_out() -> None:
     assert deltas == [f"{number} " for number in range(len(deltas))]
     await engine.close()
     assert not engine.alive
+
+
+async def test_what_a_user_should_know_is_an_event_of_no_job() -> None:
+    events = Events()
+    engine = Child(events)
+    number = engine.submit(Count(text="warn"))
+    await until(lambda: events.of(number))
+    assert events.of(0) == [Warned(message="a kernel does not run")]
+    await engine.close()
 
 
 async def test_a_child_that_dies_fails_its_jobs_and_can_be_started_again() -> None:
