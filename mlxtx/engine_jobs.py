@@ -62,6 +62,7 @@ def _loaded(job: engine.Load, running: Running) -> dict[str, Any]:
     folder = resolve(job.model, job.revision, on_event=report)
     model = mlxtx.load(folder, on_event=report, **job.options)
     model.name = job.model  # a cache setting may be stored for it under that name
+    model.kv = None  # that of the options was for the plan: every reply says its own
     return {
         "model": model,
         "adapters": Adapters(model.model, model.config),
@@ -131,6 +132,8 @@ def _generate(job: engine.Generate, running: Running) -> Done:
     model = _model(running)
     options = dict(job.options)
     kv = options.pop("kv", None)
+    if "logit_bias" in options:  # pairs, since keys in JSON are texts
+        options["logit_bias"] = dict(options["logit_bias"])
     asked, session = running.state.get("session", (None, None))
     if session is None or asked != kv:
         session = model.session(kv)

@@ -8,7 +8,8 @@ there is no terminal, stdin is the prompt and the answer is printed.
 
 In the plain loop a line is a message, and a line that begins with three double quotes starts a
 message of several lines that ends with three more. /help lists the commands; Ctrl-C ends an
-answer and keeps what was said, Ctrl-D leaves.
+answer and keeps what was said, Ctrl-D leaves. The defaults named below are those of the plain
+loop; the app has its settings, and on a terminal the plain loop goes by them too.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = arguments(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = arguments(words)
     on_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if on_terminal and not args.plain and importlib.util.find_spec("mlxtx.tui.app"):
         # What is imported stays; looking through it meanwhile only delays the first screen. The
@@ -73,7 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         gc.disable()
         from mlxtx.tui.app import main as open_app
 
-        return open_app(list(sys.argv[1:] if argv is None else argv)) or 0
+        return open_app(words) or 0
+    if on_terminal:
+        args = arguments([*chosen_options(args.model is not None), *words])
     first = None if on_terminal else read_stdin()
     if first is not None and not first.strip():
         raise MlxtxError("stdin is empty; pipe a message into mlxtx, or run it in a terminal")
@@ -84,6 +88,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     if first is not None:
         return 130 if loop.answer(first) == "stopped" else 0
     return loop.run()
+
+
+def chosen_options(model_given: bool) -> list[str]:
+    """What ``settings.toml`` says, as options. Its model, and the adapter of that, give way to a
+    model that is given."""
+    from mlxtx.settings import Sampling, Settings, load_settings
+
+    settings, problems = load_settings()
+    for problem in problems:
+        print(f"mlxtx: in the settings: {problem}", file=sys.stderr)
+    names = ("kv", "system") if model_given else ("model", "adapter", "kv", "system")
+    of_settings = [(name, getattr(settings, name), getattr(Settings(), name)) for name in names]
+    of_sampling = [
+        (name, value, getattr(Sampling(), name)) for name, value in vars(settings.sampling).items()
+    ]
+    return [
+        f"--{name.replace('_', '-')}={value}"
+        for name, value, default in of_settings + of_sampling
+        if value != default
+    ]
 
 
 class Loop:

@@ -20,16 +20,20 @@ ENDLESS = {"max_position_embeddings": 1_000_000}
 
 
 class Terminal:
-    """``mlxtx chat --plain`` at the other end of a pseudo-terminal."""
+    """``mlxtx chat --plain`` at the other end of a pseudo-terminal; settings are in ``home``."""
 
-    def __init__(self, tmp_path: Path, folder: Path, *arguments: str) -> None:
+    def __init__(self, tmp_path: Path, *arguments: str) -> None:
         import pty
 
         self.screen = ""
         self.child, self.master = pty.fork()
         if self.child == 0:
-            line = [sys.executable, "-m", "mlxtx", "chat", "--plain", "--model", str(folder)]
-            state = {"XDG_STATE_HOME": str(tmp_path / "state"), "TERM": "dumb"}
+            line = [sys.executable, "-m", "mlxtx", "chat", "--plain"]
+            state = {
+                "XDG_STATE_HOME": str(tmp_path / "state"),
+                "MLXTX_HOME": str(tmp_path / "home"),
+                "TERM": "dumb",
+            }
             os.execvpe(line[0], [*line, *arguments], {**os.environ, **state})
 
     def type(self, text: str) -> None:
@@ -55,7 +59,9 @@ class Terminal:
 
 
 def test_plain_chat_loop(tmp_path):
-    terminal = Terminal(tmp_path, tiny_folder(), "--max-tokens", "6", "--system", "Be kind.")
+    folder = str(tiny_folder())
+    options = ["--max-tokens", "6", "--system", "Be kind."]
+    terminal = Terminal(tmp_path, "--model", folder, *options)
     terminal.until("> ")
     system = [{"role": "system", "content": "Be kind."}]
     hello = {"role": "user", "content": "Hello"}
@@ -93,9 +99,29 @@ def test_plain_chat_loop(tmp_path):
     assert "Hello" in (tmp_path / "state" / "mlxtx" / "chat_history").read_text()
 
 
+def test_the_plain_loop_goes_by_the_settings(tmp_path):
+    settings = tmp_path / "home" / "settings.toml"
+    settings.parent.mkdir()
+    settings.write_text(
+        f'model = "{tiny_folder()}"\nsystem = "Be kind."\nadapter = 5\n'
+        "[sampling]\nmax_tokens = 6\ntemperature = 0\n"
+    )
+    terminal = Terminal(tmp_path, "--max-tokens", "7")
+    terminal.until("in the settings: adapter")
+    terminal.until("> ")
+    terminal.type("/system\n")
+    terminal.until("Be kind.")
+    terminal.type("Hello\n")
+    terminal.until("> ")
+    terminal.type("/stats\n")
+    terminal.until("7 new at")
+    terminal.type("/quit\n")
+    assert terminal.leave() == 0
+
+
 def test_ctrl_c_ends_an_answer_not_the_chat(tmp_path):
     endless = ["--max-tokens", "900000", "--logit-bias", "1=-1000"]
-    terminal = Terminal(tmp_path, tiny_folder(**ENDLESS), *endless)
+    terminal = Terminal(tmp_path, "--model", str(tiny_folder(**ENDLESS)), *endless)
     terminal.until("> ")
     terminal.type("Hello\n")
     hello = [{"role": "user", "content": "Hello"}]

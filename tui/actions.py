@@ -136,11 +136,19 @@ ACTIONS = (
 
 
 def bindings(area: str) -> list[BindingType]:
-    """Textual bindings of ``area``, with ids for the key map of the settings."""
+    """Textual bindings of ``area``, with ids for the key map of the settings. What has no key is
+    bound to one that nobody can press, for the key map to change."""
     return [
-        Binding(a.keys, a.name, a.title, show=bool(a.hint), priority=a.priority, id=a.id)
+        Binding(
+            a.keys or f"unbound_{a.name}",
+            a.name,
+            a.title,
+            show=bool(a.hint),
+            priority=a.priority,
+            id=a.id,
+        )
         for a in ACTIONS
-        if a.area == area and a.keys
+        if a.area == area
     ]
 
 

@@ -68,9 +68,9 @@ class MlxtxApp(Services):
         self.settings, self._problems = user_settings.load_settings(self.settings_path)
         self.store_path = store_path or user_settings.data_folder() / "chats.db"
         given = {name: value for name, value in (given or {}).items() if value is not None}
+        self.given = given
         self.settings = with_given(self.settings, given)
-        self._open_last = bool(given.get("last"))
-        options = {"dtype": given["dtype"]} if "dtype" in given else {}
+        options = {name: given[name] for name in ("dtype", "context", "force") if given.get(name)}
         self.model = ModelState(
             self.settings.model,
             self.settings.adapter,
@@ -119,8 +119,8 @@ class MlxtxApp(Services):
             earlier, typed = self.store.recent_texts(), self.chat.composer.sent
             # Somebody may have sent a message before this came to be called.
             self.chat.composer.sent = earlier + [text for text in typed if text not in earlier]
-        if self._open_last and (chats := self.store.chats(1)):
-            self.open_chat(chats[0].id)
+        if self.given.get("last") and (chats := self.store.chats()):
+            self.open_chat(max(chats, key=lambda chat: chat.updated).id)
         self.load_model(self.model.name, self.model.adapter)
 
     def _known_keys(self) -> dict[str, str]:
@@ -165,9 +165,9 @@ class MlxtxApp(Services):
         self.model = ModelState(
             name, adapter, old.kv, "loading", revision=same.revision, options=same.options
         )
-        load = Load(
-            model=name, adapter=adapter or None, revision=same.revision, options=same.options
-        )
+        # the plan that says whether it fits counts the cache as it will be
+        options = {**same.options, "kv": old.kv} if old.kv else same.options
+        load = Load(model=name, adapter=adapter or None, revision=same.revision, options=options)
         self._load = self.bridge.submit(load, self._take_load)
         self._model_changed()
 

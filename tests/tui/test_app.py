@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlxtx.scripts import chat
 from mlxtx.tui import app as app_module
 from mlxtx.tui.screens.chats import ago
 from mlxtx.tui.store import Message, Store
 
-from mlxtx.engine import Generate
-from mlxtx.events import Warned
+from mlxtx.engine import Generate, Load
+from mlxtx.events import Done, Loaded, Warned
 from tests.tui.fakes import (
     Script,
     ask,
@@ -90,6 +91,82 @@ async def test_options_of_the_command_line_go_before_the_settings(tmp_path: Path
     assert job.options["temperature"] == 0.1 and job.options["top_k"] == 5
     assert job.options["kv"] == "k8v4g64" and job.messages[0]["content"] == "short"
     assert 'model = "old"' in (tmp_path / "settings.toml").read_text()
+
+
+async def test_every_option_of_chat_holds_in_the_app(tmp_path: Path) -> None:
+    """Also one that equals our default, where the model would sample otherwise."""
+
+    def load(job: Any) -> Any:
+        yield Loaded(
+            model=job.model, seconds=0.1, bytes=1, details={"sampling": {"temperature": 0.0}}
+        )
+        yield Done(reason="done")
+
+    script = Script(Load=load)
+    given = vars(
+        chat.arguments(
+            [
+                "--model",
+                "m",
+                "--context",
+                "64",
+                "--force",
+                "--kv",
+                "k8v4g64",
+                "--temperature",
+                "0.7",
+                "--presence-penalty",
+                "0.5",
+                "--frequency-penalty",
+                "0.25",
+                "--stop",
+                "END",
+                "--logit-bias",
+                "5=-2",
+                "--prefill-chunk",
+                "32",
+            ]
+        )
+    )
+    app = make_app(tmp_path, script, given=given)
+    async with app.run_test() as pilot:
+        await ask(pilot, "hi")
+        await send(pilot, "/kv")
+        await send(pilot, "/set temperature 0.1")
+        await ask(pilot, "again")
+        await wait_until(pilot, lambda: len(script.submitted(Generate)) == 2)
+    assert script.submitted(Load)[0].options == {"context": 64, "force": True, "kv": "k8v4g64"}
+    first, second = (job.options for job in script.submitted(Generate))
+    assert (first["temperature"], first["kv"]) == (0.7, "k8v4g64")
+    assert first["stop"] == ["END"] and first["logit_bias"] == [(5, -2.0)]
+    names = ("presence_penalty", "frequency_penalty", "prefill_chunk")
+    assert [first[name] for name in names] == [0.5, 0.25, 32]
+    assert second["temperature"] == 0.1 and "kv" not in second
+
+
+async def test_the_last_chat_is_the_newest_not_the_pinned_one(tmp_path: Path) -> None:
+    store = Store(tmp_path / "chats.db")
+    for title in ("pinned", "newest"):
+        number = store.add_chat(title).id
+        store.add_message(Message(chat=number, parent=None, role="user", text=f"in the {title}"))
+        store.update_chat(number, pinned=title == "pinned")
+    store.close()
+    app = make_app(tmp_path, given={"last": True})
+    async with app.run_test() as pilot:
+        await wait_until(pilot, lambda: "in the newest" in screen_text(app))
+
+
+async def test_actions_without_keys_and_of_messages_get_keys(tmp_path: Path) -> None:
+    (tmp_path / "settings.toml").write_text(
+        '[keys]\n"chat.undo" = "ctrl+b"\n"messages.screen.edit" = "x"\n'
+    )
+    app = make_app(tmp_path)
+    async with app.run_test() as pilot:
+        await pilot.press("ctrl+b")
+        await wait_until(pilot, lambda: "There is nothing to undo." in toasts(app))
+        await ask(pilot, "hello")
+        await pilot.press("escape", "up", "x")
+        await wait_until(pilot, lambda: app.chat and app.chat.composer.text == "hello")
 
 
 async def test_a_corrupt_database_is_told_and_the_app_works(tmp_path: Path) -> None:

@@ -39,6 +39,8 @@ _FIRST_KEYS = (
     ("/", "commands"),
 )
 _SEND = (("enter", "send"),)
+# Options of a reply that have no setting: they come from the command line alone.
+_ONLY_GIVEN = ("presence_penalty", "frequency_penalty", "stop", "logit_bias", "prefill_chunk")
 # Wait for a pause in the typing before files are read and counted.
 _COUNT_DELAY = 0.4
 _CHARACTERS_A_TOKEN = 4
@@ -240,20 +242,21 @@ class ChatScreen(ChatActions):
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """The values that hold for this chat: its own, else those of the settings that a person
-        has changed, else the model's, else ours."""
+        """The values that hold for this chat: its own, else those of the command line, else those
+        of the settings that a person has changed, else the model's, else ours."""
         own = self.conversation.settings.get("sampling", {})
         default = vars(Sampling())
         changed = {
             name: value
             for name, value in vars(self.app.settings.sampling).items()
-            if value != default[name]
+            if value != default[name] or name in self.app.given
         }
         chosen = {name: value for name, value in own.items() if name in default}
         return {**default, **self.app.model.sampling, **changed, **chosen}
 
     def _options(self) -> dict[str, Any]:
-        options = self.sampling
+        given = {name: self.app.given[name] for name in _ONLY_GIVEN if name in self.app.given}
+        options = {**given, **self.sampling}
         if options["seed"] < 0:
             del options["seed"]
         if self.app.model.kv:

@@ -288,7 +288,7 @@ class Transcript(ScrollView, can_focus=True):
         self.refresh()
 
     def on_key(self, event: events.Key) -> None:
-        bound = self._bindings.key_to_bindings
+        bound = self.screen.active_bindings
         if event.is_printable and event.character and event.key not in bound:
             event.stop()
             self.post_message(self.Typed(event.character))
