@@ -26,7 +26,7 @@ COMMANDS = {
     "cache": "list, save and delete what is kept on disk",
     "families": "the model families that are supported",
     "doctor": "check this installation",
-    "plot": "draw training and benchmark results",
+    "plot": "draw the losses of training runs",
 }
 
 HELP_HEAD = """usage: mlxtx [--version] [--debug] [command] [options]
@@ -41,7 +41,8 @@ mlxtx COMMAND --help shows a command's options. --debug shows tracebacks.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command and gives its exit code: 0, 2 for an error, 130 when interrupted."""
+    """Runs a command and gives its exit code: 0, 1 where plan or doctor say no, 2 for an
+    error, 130 when interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     if debug:

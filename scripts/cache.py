@@ -19,7 +19,11 @@ from mlxtx.errors import MlxtxError
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="mlxtx cache", description="Keep the caches of long prompts on disk.")
-    parser.add_argument("--folder", type=Path, help="where they lie (the platform's cache folder)")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="where they lie (the cache folder, the only one that chats look in)",
+    )
     parser.add_argument("--budget", type=float, metavar="GB", help="in all (8), oldest out first")
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="read a text once and keep what was computed")
@@ -66,7 +70,13 @@ def build_prefix(store: Any, args: argparse.Namespace) -> None:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise MlxtxError(f"cannot read {path}: {error}") from None
-    loaded = load(args.model, revision=args.revision, adapter=args.adapter, force=args.force)
+    loaded = load(
+        args.model,
+        revision=args.revision,
+        adapter=args.adapter,
+        kv=args.kv,
+        force=args.force,
+    )
     if args.system:
         # What every chat with this system message begins with: where two of them part.
         chats = [

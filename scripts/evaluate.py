@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
         "--max-length", type=at_least(2), default=2048, metavar="N", help="tokens (2048)"
     )
     made.add_argument("--batch-size", type=at_least(1), default=4, metavar="N", help="samples (4)")
+    made.add_argument("--force", action="store_true", help="load even if memory looks short")
     made.add_argument("--json", action="store_true", help="print the figures as JSON")
     return made
 
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mlxtx.tuning.evaluate import evaluate_choices, evaluate_samples, held_out, read_choices
 
     questions = read_choices(args.choices) if args.choices else None
-    model = load(args.model, adapter=args.adapter)
+    model = load(args.model, adapter=args.adapter, force=args.force)
     figures: dict[str, Any] = {}
     if args.data:
         samples = held_out(model, args.data, max_length=args.max_length, loss_on=args.loss_on)

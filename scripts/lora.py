@@ -27,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--data", required=True, metavar="PATH_OR_ID")
     made.add_argument("--out", "-o", default="adapters", metavar="FOLDER", help="(adapters)")
     made.add_argument("--resume", action="store_true", help="go on from the state in --out")
+    made.add_argument("--force", action="store_true", help="try it even if memory looks short")
     made.add_argument("--dry-run", action="store_true", help="show the data and the plan, and stop")
     made.add_argument("--peft", metavar="FOLDER", help="write the adapter for PEFT too")
     made.add_argument("--plot", action="store_true", help="draw the loss at the end")
@@ -117,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mlxtx.tuning.finetune import check_memory, make_job, run_job
 
     job = make_job(model, data, **args)
-    check_memory(job.memory)
+    check_memory(job.memory, force=args["force"])
     for line in job.bad[:20]:
         print(f"left out {line}", file=sys.stderr)
     if len(job.bad) > 20:

@@ -226,9 +226,11 @@ def _ways(plan: MemoryPlan) -> list[str]:
         ]
     ways = []
     if plan.largest_context >= SMALLEST_CONTEXT and plan.largest_context < plan.context:
-        ways.append(f"a context of {plan.largest_context} tokens fits (--context)")
+        ways.append(
+            f"a context of {plan.largest_context} tokens fits (--context of chat and generate)"
+        )
     if plan.kv == "plain":
-        ways.append("quantize the cache (--kv k8v4g64)")
+        ways.append("quantize the cache (--kv k8v4g64 of chat and generate)")
     if plan.batch > 1:
         ways.append("fewer sequences at once (--batch)")
     ways.append("pack the weights into fewer bits (mlxtx convert)")

@@ -142,9 +142,7 @@ def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
     try:
         from pyarrow import parquet
     except ImportError:
-        raise MlxtxError(
-            f"reading {path.name} needs pyarrow: pip install 'mlxtx[parquet]'"
-        ) from None
+        raise MlxtxError(f"reading {path.name} needs pyarrow: pip install pyarrow") from None
     number = 0
     for batch in parquet.ParquetFile(path).iter_batches():
         for record in batch.to_pylist():

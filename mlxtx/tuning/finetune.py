@@ -152,7 +152,9 @@ class Job:
         return self.train.bad + self.validation.bad
 
 
-def make_job(model: Any, data: Any, *, on_event: Any = None, **options: Any) -> Job:
+def make_job(
+    model: Any, data: Any, *, force: bool = False, on_event: Any = None, **options: Any
+) -> Job:
     """Loads the model and the data and plans the run, without a step."""
     encoding = {k: options.pop(k) for k in ("loss_on", "max_length", "too_long") if k in options}
     part = options.pop("validation_part", 0.0)
@@ -168,7 +170,7 @@ def make_job(model: Any, data: Any, *, on_event: Any = None, **options: Any) -> 
         raise MlxtxError(f"tune has no option {', '.join(sorted(unknown))}")
     settings = Training(**options)
     records = None if _are_samples(data) else _records(data, part)
-    language_model = _load(model, on_event)
+    language_model = _load(model, force, on_event)
     encoding["max_length"] = min(encoding.get("max_length", 2048), language_model.context)
     if records is None:
         train, validation = Encoded(list(data)), Encoded()
@@ -205,12 +207,12 @@ def _records(data: Any, part: float) -> Data:
     return split(Data(records, Records()), part)
 
 
-def _load(model: Any, on_event: Any) -> LanguageModel:
+def _load(model: Any, force: bool, on_event: Any) -> LanguageModel:
     if not isinstance(model, str | Path):
         return model
     from mlxtx.language_model import load
 
-    return load(model, on_event=on_event)
+    return load(model, force=force, on_event=on_event)
 
 
 def tune(
@@ -219,6 +221,7 @@ def tune(
     out: str | Path,
     *,
     resume: bool = False,
+    force: bool = False,
     on_event: Callable[[Event], None] | None = None,
     **options: Any,
 ) -> Result:
@@ -231,11 +234,11 @@ def tune(
     clip, checkpoint, packing, seed=0, save_every, validate_every ... (``Training``);
     loss_on="assistant", max_length=2048, too_long="cut" (``Encoder``); validation_part=0.0;
     sample_prompt (or a list, sample_prompts), answered every sample_every steps.
-    ``resume`` goes on from the state in ``out``. Raises MlxtxError with one line that says what
+    ``resume`` goes on from the state in ``out``; ``force`` tries what does not fit in memory. Raises MlxtxError with one line that says what
     is wrong; nothing in ``out`` is lost by it.
     """
-    job = make_job(model, data, on_event=on_event, **options)
-    check_memory(job.memory)
+    job = make_job(model, data, force=force, on_event=on_event, **options)
+    check_memory(job.memory, force=force)
     return run_job(job, out, resume=resume, on_event=on_event)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 
 from mlxtx.decoder.config import BlockConfig, ExpertsConfig
+from mlxtx.diagnostics.memory_plan import memory_limit
 from mlxtx.errors import MlxtxError
 from mlxtx.tuning.head_loss import chunk_rows
 from mlxtx.tuning.packing import bucket
@@ -20,7 +20,7 @@ _SLOTS = {"adamw": 2, "adam": 2, "lion": 1, "muon": 1, "sgd": 0, "adafactor": 0.
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes of each part at the fullest moment of a step, and what the machine has (0: unknown)."""
+    """Bytes of each part at the fullest moment of a step, and what the machine has."""
 
     weights: int
     trained: int  # gradients, optimizer state and their new values
@@ -34,7 +34,7 @@ class MemoryPlan:
 
     @property
     def fits(self) -> bool:
-        return not self.available or self.total <= self.available
+        return self.total <= self.available
 
 
 def plan_memory(
@@ -69,7 +69,7 @@ def plan_memory(
         trained=int(trained_bytes * (2 + 2 * _SLOTS[optimizer])),
         activations=activations,
         logits=logits,
-        available=available_memory(),
+        available=memory_limit(),
     )
 
 
@@ -100,20 +100,9 @@ def _block_bytes(block: BlockConfig, width: int, lengths: list[int], size: int) 
     return (tokens * channels + scores) * size
 
 
-def available_memory() -> int:
-    """Bytes a training run may use: the GPU's recommended working set, or the machine's memory."""
-    if mx.metal.is_available():
-        info = mx.device_info()
-        return int(info.get("max_recommended_working_set_size", 0))
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return 0
-
-
-def check_memory(plan: MemoryPlan) -> None:
-    """Raises MlxtxError with what to change when the plan does not fit."""
-    if plan.fits:
+def check_memory(plan: MemoryPlan, *, force: bool = False) -> None:
+    """Raises MlxtxError with what to change, unless the plan fits or ``force``."""
+    if plan.fits or force:
         return
     parts = ", ".join(
         f"{name} {getattr(plan, name) / 1e9:.1f}"
@@ -121,5 +110,6 @@ def check_memory(plan: MemoryPlan) -> None:
     )
     raise MlxtxError(
         f"a step would need about {plan.total / 1e9:.1f} GB ({parts}) of {plan.available / 1e9:.1f} GB: "
-        "use a smaller batch_size with accumulate, a smaller max_length, checkpoint, or a packed base"
+        "use a smaller batch_size with accumulate, a smaller max_length, checkpoint, or a packed base; "
+        "--force tries it anyway"
     )

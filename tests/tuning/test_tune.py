@@ -206,10 +206,12 @@ def test_a_run_that_fails_at_once_leaves_no_state(folder, tmp_path):
 
 
 def test_a_plan_that_does_not_fit_stops_before_the_first_step(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("mlxtx.tuning.memory.available_memory", lambda: 100_000)
+    monkeypatch.setattr("mlxtx.tuning.memory.memory_limit", lambda: 100_000)
     with pytest.raises(MlxtxError, match=r"a step would need about .* use a smaller batch_size"):
         mlxtx.tune(folder / "model", folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    mlxtx.tune(folder / "model", folder, tmp_path / "out", iters=1, force=True)
+    assert (tmp_path / "out" / "adapter_config.json").is_file()
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])
