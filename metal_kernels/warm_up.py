@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from . import attention_decode, attention_prefill, dispatch, rope
+from .attention_reference import AttentionOptions, Rows
 from .kv_quantize import kv_quantize, rotation_block
 
 
@@ -25,6 +26,13 @@ def warm_up(
     rotate: bool = False,
     rotated_dims: int | None = None,
     interleaved: bool = False,
+    q_norm: bool = False,
+    k_norm: bool = False,
+    window: int | None = None,
+    softcap: float | None = None,
+    slopes: bool = False,
+    sinks: bool = False,
+    masked: bool = False,
     queries: Iterable[int] = (1,),
     prompt: bool = True,
 ) -> int:
@@ -32,9 +40,11 @@ def warm_up(
     A kernel that the device does not take is switched off, with a warning: its operation goes the
     other way.
 
-    ``key_bits`` None is a plain cache; ``rotate``: see ``kv_quantize``. ``queries``: query rows of a
-    decoding step, more than one for speculative checks. Lengths are no part of a variant, so what
-    runs here is all that is compiled.
+    ``key_bits`` None is a plain cache; ``rotate``: see ``kv_quantize``. What follows
+    ``interleaved`` says what else the layer has, which decides whether MLX's kernel can do it;
+    ``masked``: rows are chosen one by one, and prompts go another way. ``queries``: query rows of a
+    decoding step, more than one for speculative checks. Lengths are no part of a variant; a batch
+    of eight or more is one, compiled at its first step.
     To be called at load, for each kind of layer a model has. Off Metal it does nothing.
     """
     if not dispatch.on_metal():
@@ -46,7 +56,7 @@ def warm_up(
     for bits in {key_bits, value_bits}:
         if bits is not None:
             few = mx.zeros((1, kv_heads, 1, head_dim), dtype=dtype)
-            _runs(kv_quantize, few, bits=bits, group_size=group_size, rotate=rotate)
+            _runs("kv_quantize", kv_quantize, few, bits=bits, group_size=group_size, rotate=rotate)
     if latent and rotate and value_dim % rotation_block(head_dim):
         return ran  # the cache attends over such rows by plain operations
     # A buffer long enough for the split into blocks, and one short enough for a single pass.
@@ -56,43 +66,64 @@ def warm_up(
             x if bits is None else kv_quantize(x, bits=bits, group_size=group_size, rotate=rotate)
             for x, bits in zip(plain, (key_bits, value_bits), strict=True)
         )
-        shared = {
+        shared: AttentionOptions = {
             "lengths": [rows],
             "scale": 1.0,
             "value_dim": value_dim if latent else None,
+            "window": window,
+            "softcap": softcap,
+            "slopes": mx.zeros((heads,)) if slopes else None,
+            "sinks": mx.zeros((heads,), dtype=dtype) if sinks else None,
+            "mask": mx.ones((1, 1, 1, rows), dtype=mx.bool_) if masked else None,
         }
-        steps = [(attention_decode.attention_decode, n) for n in queries]
-        if prompt:
-            steps.append((attention_prefill.attention_prefill, 32))
-        for function, count in steps:
+        for count in queries:
             q = mx.zeros((1, heads, count, head_dim), dtype=dtype)
-            ran += _runs(function, q, keys, None if latent else values, **shared)
+            step = attention_decode.attention_decode
+            ran += _runs("attention_decode", step, q, keys, None if latent else values, **shared)
+        if prompt and not masked:
+            q = mx.zeros((1, heads, 32, head_dim), dtype=dtype)
+            quantized = key_bits is not None or value_bits is not None
+            whole = _prompt(q, keys, None if latent else values, quantized, shared)
+            ran += _runs("attention_prefill", whole, q, keys, None if latent else values, **shared)
     if not latent:
+        weight = mx.ones((head_dim,), dtype=dtype)
+        dims = rotated_dims or head_dim
+        turn: rope.RopeOptions = {
+            "inverse_frequencies": mx.ones((dims // 2,)),
+            "offsets": mx.array([0]),
+            "rotated_dims": dims,
+            "interleaved": interleaved,
+            "q_norm": (weight, 1e-6, 0.0) if q_norm else None,
+            "k_norm": (weight, 1e-6, 0.0) if k_norm else None,
+        }
         q = mx.zeros((1, heads, 1, head_dim), dtype=dtype)
         k = mx.zeros((1, kv_heads, 1, head_dim), dtype=dtype)
-        dims = rotated_dims or head_dim
-        frequencies, offsets = mx.ones((dims // 2,)), mx.array([0])
         if key_bits is not None and value_bits is not None:
             v = mx.zeros((1, kv_heads, 1, value_dim), dtype=dtype)
-            ran += _runs(
-                rope.rope_quantize, q, k, v, inverse_frequencies=frequencies, offsets=offsets,
-                key_bits=key_bits, value_bits=value_bits, group_size=group_size,
-                rotate=rotate, rotated_dims=dims, interleaved=interleaved,
-            )  # fmt: skip
+            codes = {"key_bits": key_bits, "value_bits": value_bits, "group_size": group_size}
+            both = rope.rope_quantize
+            ran += _runs("rope_quantize", both, q, k, v, **codes, rotate=rotate, **turn)
         else:
-            ran += _runs(
-                rope.rope, q, k, inverse_frequencies=frequencies, offsets=offsets,
-                rotated_dims=dims, interleaved=interleaved,
-            )  # fmt: skip
+            ran += _runs("rope", rope.rope, q, k, **turn)
     return ran
 
 
-def _runs(function: Callable[..., Any], *arrays: Any, **options: Any) -> bool:
+def _prompt(
+    q: mx.array, keys: Rows, values: Rows | None, quantized: bool, options: AttentionOptions
+) -> Callable[..., mx.array]:
+    """What attends when a prompt is read. MLX's kernel gets short quantized caches, unpacked; long
+    ones are for ours, which has to be tried as well."""
+    supported = attention_prefill.supports(q, keys, values, options.get("value_dim"))
+    ours = dispatch.choose("attention_prefill", supported=supported) == "kernel"
+    return attention_prefill.launch if quantized and ours else attention_prefill.attention_prefill
+
+
+def _runs(operation: str, function: Callable[..., Any], *arrays: Any, **options: Any) -> bool:
     """Whether it ran. Not every chip and system has seen these kernels: one that Apple's compiler
     refuses, or that wants more threads than there are, must not keep a model from loading."""
     try:
         mx.eval(function(*arrays, **options))
     except (RuntimeError, ValueError) as error:
-        dispatch.switch_off(function.__name__, error)
+        dispatch.switch_off(operation, error)
         return False
     return True

@@ -35,6 +35,11 @@ class AttentionSpec:
         """Keys that left the window are never seen again."""
         return self.window is not None and self.stride is None and not self.global_tokens
 
+    @property
+    def only_near(self) -> bool:
+        """What is seen is one stretch of rows: everything, or a window."""
+        return self.stride is None and self.chunk is None and not self.global_tokens
+
 
 def visible(
     spec: AttentionSpec, query_positions: mx.array, key_positions: mx.array

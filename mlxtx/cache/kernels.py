@@ -87,8 +87,7 @@ def attend_with_kernels(
     if not on_metal() or not parts or spec.coarse_slopes is not None:
         return None
     few = step.count <= MAX_QUERIES
-    only_near = spec.stride is None and spec.chunk is None and not spec.global_tokens
-    joined = _joined(parts) if only_near or few else None
+    joined = _joined(parts) if spec.only_near or few else None
     if joined is None:
         return None
     keys, values, length, first = joined  # row 0 of the stretch is row ``first`` of the sequence
@@ -104,7 +103,7 @@ def attend_with_kernels(
     starts, mask = None, None
     if step.left_padding is not None:
         starts = [max(0, padding - first) for padding in step.left_padding]
-    if not only_near:
+    if not spec.only_near:
         rows, positions = mx.arange(first, first + length)[None], step.query_positions
         rows = rows if step.padding is None else rows - step.padding
         mask = visible(spec, positions, rows)
@@ -116,7 +115,7 @@ def attend_with_kernels(
         lengths=[length] * q.shape[0],
         longest=length,
         scale=spec.scale,
-        window=spec.window if only_near else None,
+        window=spec.window if spec.only_near else None,
         sinks=sinks,
         softcap=spec.softcap,
         slopes=mx.array(spec.slopes) if spec.slopes else None,

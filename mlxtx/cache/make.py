@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlxtx.cache.attention import AttentionSpec
-from mlxtx.cache.layer import DEFAULT_REWIND, LayerLayout, RowsCache, layer_layout
+from mlxtx.cache.layer import DEFAULT_REWIND, LayerLayout, RowsCache, layer_layout, narrowed
 from mlxtx.cache.model_cache import ModelCache
 from mlxtx.cache.settings import KVSettings, parse_kv
 
@@ -68,13 +68,19 @@ def _kernel_shape(attention: Any, settings: KVSettings) -> dict[str, Any]:
     shape = {"key_bits": settings.key_bits, "value_bits": settings.value_bits}
     shape |= {"group_size": settings.group_size, "rotate": settings.rotate}
     shape["heads"] = attention.heads
+    spec = narrowed(spec_of(attention), settings)
+    shape |= {"window": spec.window if spec.only_near else None, "masked": not spec.only_near}
+    shape |= {"softcap": attention.softcap, "sinks": attention.sinks}
     if hasattr(attention, "kv_rank"):
         dim = attention.kv_rank + attention.rope_dim
         latent = {"kv_heads": 1, "head_dim": dim, "value_dim": attention.kv_rank, "latent": True}
         return shape | latent
     rope = attention.rope
     shape |= {"kv_heads": attention.kv_heads, "head_dim": attention.head_dim}
-    shape |= {"value_dim": attention.value_dim}
+    shape |= {"value_dim": attention.value_dim, "slopes": bool(attention.alibi)}
+    for name in ("q_norm", "k_norm"):
+        norm = getattr(attention, name)
+        shape[name] = norm is not None and norm.norm.weight
     if rope is not None:
         shape |= {"rotated_dims": rope.dims, "interleaved": rope.interleaved}
     return shape

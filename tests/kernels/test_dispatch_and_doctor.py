@@ -7,7 +7,7 @@ import json
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlxtx.metal_kernels import attention_decode, attention_prefill, dispatch, kv_quantize
+from mlxtx.metal_kernels import attention_decode, attention_prefill, dispatch, kv_quantize, rope
 from mlxtx.metal_kernels import warm_up as warm_up_module
 from mlxtx.metal_kernels.attention_reference import attention_reference
 from mlxtx.metal_kernels.mlx_attention import fusable
@@ -17,6 +17,10 @@ from mlxtx.errors import MlxtxWarning
 from scripts import doctor as command
 
 from .on_emulator import emulated, needs_emulator
+
+
+# So that a hundred rows are attended in several parts.
+SPLIT = {"single_pass_rows": 32, "simdgroups": 1}
 
 
 @pytest.fixture
@@ -204,6 +208,53 @@ def test_warm_up_compiles_all_that_decoding_then_uses(rotate):
 
 
 @needs_emulator
+@pytest.mark.parametrize(
+    ("layer", "kernels"),
+    [
+        ({}, {"rope"}),  # MLX's kernel does the rest
+        ({"window": 8}, {"rope", "attention_prefill"}),
+        ({"softcap": 30.0}, {"rope", "attention_decode", "attention_merge", "attention_prefill"}),
+        ({"slopes": True}, {"rope", "attention_decode", "attention_merge", "attention_prefill"}),
+        ({"masked": True}, {"rope", "attention_decode", "attention_merge"}),
+        (
+            {"key_bits": 8, "value_bits": 4, "group_size": 32},
+            {"kv_quantize", "rope_quantize", "attention_decode", "attention_merge"}
+            | {"attention_prefill"},  # for long prompts
+        ),
+    ],
+)
+def test_warm_up_tries_the_kernels_that_this_kind_of_layer_will_use(layer, kernels):
+    shape = {"heads": 4, "kv_heads": 2, "head_dim": 64, "dtype": mx.float16}
+    with emulated("plain", tuning=SPLIT) as emulator:
+        warm_up_module.warm_up(**shape, **layer)
+        assert {launch.name for launch in emulator.launches} == kernels
+
+
+@needs_emulator
+def test_warm_up_compiles_the_variant_with_the_types_of_norms_and_sinks(monkeypatch):
+    """A kernel's variants differ by the types of all its inputs."""
+    shape = {"heads": 4, "kv_heads": 2, "head_dim": 64, "dtype": mx.float16}
+    layer = {"q_norm": True, "k_norm": True, "sinks": True, "softcap": 30.0}
+    with emulated("plain", tuning=SPLIT) as emulator:
+        warm_up_module.warm_up(**shape, **layer)
+        compiled = set(emulator.sources)
+        half = mx.ones((64,), dtype=mx.float16)
+        rows = mx.zeros((1, 2, 100, 64), dtype=mx.float16)
+        q = mx.zeros((1, 4, 1, 64), dtype=mx.float16)
+        norm = (half, 1e-5, 1.0)
+        turn = {"inverse_frequencies": mx.ones((32,)), "offsets": mx.array([3])}
+        mx.eval(rope.rope(q, rows[:, :, :1], q_norm=norm, k_norm=norm, **turn))
+        options = {"scale": 0.1, "sinks": mx.ones((4,), mx.float16), "softcap": 10.0}
+        for attend, queries in (
+            (attention_decode.attention_decode, q),
+            (attention_prefill.attention_prefill, mx.zeros((1, 4, 32, 64), mx.float16)),
+        ):
+            for length in (20, 100):
+                mx.eval(attend(queries, rows, rows, lengths=[length], **options))
+        assert set(emulator.sources) == compiled
+
+
+@needs_emulator
 def test_warm_up_passes_over_rotated_rows_that_attention_cannot_split():
     shape = {"heads": 4, "kv_heads": 1, "head_dim": 256, "value_dim": 192, "latent": True}
     bits = {"key_bits": 8, "value_bits": 8, "rotate": True}
@@ -228,7 +279,8 @@ def test_a_kernel_that_fails_at_load_is_left_out_from_then_on(monkeypatch):
             assert warm_up_module.warm_up(**shape, **bits) == 4  # a longer cache goes another way
         told = [str(warning.message).split()[3] for warning in warned]
         assert sorted(told) == ["attention_decode", "kv_quantize"]
-        assert {launch.name for launch in emulator.launches} == {"rope_quantize"}
+        names = {launch.name for launch in emulator.launches}
+        assert names == {"attention_prefill", "rope_quantize"}
         assert dispatch.choose("attention_decode", supported=True) == "reference"
         assert dispatch.choose("attention_decode", supported=True, fused_by_mlx=True) == "fast"
         assert dispatch.choose("rope_quantize", supported=True) == "kernel"
