@@ -18,7 +18,6 @@ from scripts import doctor as command
 
 from .on_emulator import emulated, needs_emulator
 
-
 # So that a hundred rows are attended in several parts.
 SPLIT = {"single_pass_rows": 32, "simdgroups": 1}
 
