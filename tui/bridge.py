@@ -19,8 +19,8 @@ from mlxtx.events import Delta, Done, Event, Failed, Prefill, Progress, Stats, W
 
 RATE = 12.0
 # Seconds until a long job that was told to stop is ended with its process. A download only takes
-# its half files away; a training step may be long, and its state is worth the wait.
-_GRACE_SECONDS: dict[type[Job], float] = {Download: 3.0, Convert: 10.0, Train: 60.0}
+# its half files away; a batch of a training step may take minutes, and its state is worth the wait.
+_GRACE_SECONDS: dict[type[Job], float] = {Download: 3.0, Convert: 10.0, Train: 600.0}
 
 Watcher = Callable[[Event], None]
 Ended = Callable[[str, str], None]

@@ -270,6 +270,7 @@ def run_job(
         facts=facts,
         sampler=(lambda: sample_texts(job)) if job.sample_prompts else None,
         on_event=on_event,
+        every_step=True,
     )
     if resume:
         trainer.resume()

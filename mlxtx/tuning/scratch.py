@@ -66,6 +66,7 @@ def train_from_scratch(
         validation=validation,
         facts={"method": "scratch", "decoder": to_dict(config)},
         on_event=on_event,
+        every_step=True,
     )
     if resume:
         trainer.resume()

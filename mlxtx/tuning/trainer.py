@@ -48,6 +48,8 @@ class Trainer:
     write: saves what was trained, as it is in the model, to a folder (adapters or a model).
     facts: what else has to be the same when the run is resumed (the base model, the method).
     sampler: what the model says now, as ``prompt`` and ``text``; asked every ``sample_every`` steps.
+    every_step: also tell before each batch, of a step or of a validation, so that who listens can
+    end the run there and need not wait for the next report.
     """
 
     def __init__(
@@ -63,12 +65,14 @@ class Trainer:
         facts: Mapping[str, Any] | None = None,
         sampler: Callable[[], list[dict[str, str]]] | None = None,
         on_event: Callable[[Event], None] | None = None,
+        every_step: bool = False,
     ):
         self.model, self.samples, self.settings = model, samples, settings
         self.validation, self.write, self.sampler = validation, write, sampler
         self.out = Path(out)
         self.objective = objective or settings.objective()
         self.on_event = on_event or (lambda event: None)
+        self.every_step = every_step
         self.ahead = len(model.config.prediction_heads) if settings.ahead_weight else 0
         per_step = settings.batch_size * settings.accumulate
         self.order = Order(len(samples), per_step, settings.seed, settings.shuffle)
@@ -82,6 +86,7 @@ class Trainer:
         self.best: float | None = None
         self.bad = 0
         self.tokens = 0
+        self._first, self._started = 0, 0.0
         weights = self.weights()
         if not weights:
             raise MlxtxError("nothing in the model is trainable: choose other targets")
@@ -137,7 +142,7 @@ class Trainer:
         """Trains up to ``iters`` steps. On an interruption the last whole step is saved."""
         started, loss = time.perf_counter(), math.nan
         try:
-            loss = self._loop(started)
+            loss = self._loop()
         except BaseException as error:
             self._restore_good()
             if self.step:  # a run that did nothing leaves nothing
@@ -149,10 +154,10 @@ class Trainer:
         self.write(self.out)
         return Result(self.step, loss, self.best, self.tokens, time.perf_counter() - started)
 
-    def _loop(self, started: float) -> float:
+    def _loop(self) -> float:
         settings, loss = self.settings, math.nan
         report = _Report()
-        first = self.step
+        self._first, self._started = self.step, time.perf_counter()
         while self.step < settings.iters:
             begun = time.perf_counter()
             step_loss, tokens = self._train_step()
@@ -160,15 +165,14 @@ class Trainer:
             last = self.step == settings.iters
             if self.step % settings.report_every == 0 or last:
                 loss = report.loss
-                each = (time.perf_counter() - started) / (self.step - first)
-                self._tell_training(report, each)
+                self._tell_training(report)
                 report = _Report()
             every = settings.validate_every
             if len(self.validation) and every and (self.step % every == 0 or last):
-                self._validate(started)
+                self._validate()
             if self.sampler and settings.sample_every and self.step % settings.sample_every == 0:
                 for said in self.sampler():
-                    self._tell("sample", self.step, started, said)
+                    self._tell("sample", self.step, said)
             if settings.save_every and self.step % settings.save_every == 0 and not last:
                 self._save_state()
                 self.write(self.out)
@@ -195,6 +199,7 @@ class Trainer:
         total: dict[str, mx.array] | None = None
         loss = StepLoss(0.0, 0)
         for batch in batches:
+            self._look()
             part, gradients = loss_and_gradients(self.model, batch, self.objective, counts)
             total = add_gradients(total, gradients)
             loss.total += part.total
@@ -226,7 +231,7 @@ class Trainer:
 
     def _skip(self) -> None:
         self.bad += 1
-        self._tell("skip", self.step + 1, details={"in_a_row": self.bad})
+        self._tell("skip", self.step + 1, {"in_a_row": self.bad})
         if self.bad >= self.settings.bad_steps:
             raise MlxtxError(
                 f"the loss or its gradient was not finite {self.bad} steps in a row, up to step "
@@ -249,17 +254,16 @@ class Trainer:
 
     # Reports
 
-    def _validate(self, started: float) -> None:
-        loss = validation_loss(
-            self.model, self.validation, self.settings.batch_size, self.settings.validate_batches
-        )
-        self._tell("validate", self.step, started, {"loss": loss})
+    def _validate(self) -> None:
+        size, most = self.settings.batch_size, self.settings.validate_batches
+        loss = validation_loss(self.model, self.validation, size, most, self._look)
+        self._tell("validate", self.step, {"loss": loss})
         if self.best is None or loss < self.best:
             self.best = loss
             self.write(self.out / "best")
         self._good = self._snapshot()
 
-    def _tell_training(self, report: _Report, seconds_a_step: float) -> None:
+    def _tell_training(self, report: _Report) -> None:
         details = {
             "loss": report.loss,
             "learning_rate": self.schedule(self.step - 1),
@@ -267,25 +271,26 @@ class Trainer:
             "peak_memory_bytes": mx.get_peak_memory(),
             "tokens": self.tokens,
         }
-        # As if all steps had been of this run, so that the time left is right after a resume.
-        self._tell("train", self.step, seconds=seconds_a_step * self.step, details=details)
+        self._tell("train", self.step, details)
 
-    def _tell(
-        self,
-        stage: str,
-        step: int,
-        started: float | None = None,
-        details: dict[str, Any] | None = None,
-        seconds: float = 0.0,
-    ) -> None:
-        if started is not None:
-            seconds = time.perf_counter() - started
-        line = {"step": step, "stage": stage, **(details or {})}
+    def _tell(self, stage: str, step: int, details: dict[str, Any]) -> None:
+        line = {"step": step, "stage": stage, **details}
         try:
             with open(self._metrics(), "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
             raise write_error(self.out / "metrics.jsonl", error) from None
+        self._send(stage, step, details)
+
+    def _look(self) -> None:
+        """A place to end the run at, with the state of the last whole step."""
+        if self.every_step:
+            self._send("step", self.step, {})
+
+    def _send(self, stage: str, step: int, details: dict[str, Any]) -> None:
+        here = self.step - self._first
+        # As if all steps had been of this run, so that the time left is right after a resume.
+        seconds = (time.perf_counter() - self._started) / here * step if here else 0.0
         self.on_event(
             Progress(
                 stage=stage,
@@ -293,7 +298,7 @@ class Trainer:
                 total=self.settings.iters,
                 unit="steps",
                 seconds=seconds,
-                details=details or {},
+                details=details,
             )
         )
 
@@ -341,7 +346,11 @@ class _Report:
 
 
 def validation_loss(
-    model: Any, samples: Sequence[Sample], batch_size: int, batches: int = 0
+    model: Any,
+    samples: Sequence[Sample],
+    batch_size: int,
+    batches: int = 0,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> float:
     """Mean loss of the next token over ``samples`` (of the first ``batches`` batches, 0: all)."""
     total, count = 0.0, 0
@@ -349,6 +358,7 @@ def validation_loss(
     model.eval()
     starts = range(0, len(samples), batch_size)
     for start in starts[: batches or None]:
+        before_batch()
         rows = [samples[i] for i in range(start, min(start + batch_size, len(samples)))]
         part = evaluate_batch(model, make_batch(rows))
         total, count = total + part.total, count + part.count

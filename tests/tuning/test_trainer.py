@@ -84,6 +84,35 @@ def test_resume_is_bitwise_the_run_that_never_stopped(tmp_path, kind):
     assert [line["loss"] for line in trained] == [losses[s] for s in range(1, 13)]
 
 
+@pytest.mark.parametrize("batch", [7, 12, 13])
+def test_a_run_ended_between_two_reports_goes_on_to_the_bit(tmp_path, batch):
+    """Before the second batch of step 4; before the first of a validation, and inside it."""
+    reports = {"iters": 8, "report_every": 100, "save_every": 100, "validate_every": 6}
+    settings = Training(**{**SETTINGS, **reports})
+    arguments = (DATA, tmp_path / "whole", settings)
+    net, whole = train_from_scratch(decoder(), *arguments, validation=DATA[:3])
+    looks = []
+
+    def stop(event):
+        looks.extend([event.done] if event.stage == "step" else [])
+        if len(looks) == batch + 1:
+            raise KeyboardInterrupt
+
+    arguments = (DATA, tmp_path / "cut", settings)
+    with pytest.raises(KeyboardInterrupt):
+        train_from_scratch(decoder(), *arguments, validation=DATA[:3], on_event=stop)
+    step = min(batch // 2, 6)
+    assert [p.name for p in (tmp_path / "cut" / "state").iterdir()] == [
+        f"step-{step:08d}.safetensors"
+    ]
+    again, result = train_from_scratch(decoder(), *arguments, validation=DATA[:3], resume=True)
+    assert result.step == 8 and result.tokens == whole.tokens
+    for (name, a), (_, b) in zip(
+        tree_flatten(net.parameters()), tree_flatten(again.parameters()), strict=True
+    ):
+        assert mx.array_equal(a, b), name
+
+
 def test_resume_refuses_changed_settings_and_names_them(tmp_path):
     with pytest.raises(Killed):
         train(tmp_path, stop_at=3)

@@ -70,8 +70,11 @@ def test_tune_learns_and_what_it_writes_loads(folder, tmp_path, method):
         on_event=seen.append,
     )
     assert result.step == 10 and result.best < 8
-    stages = [(e.stage, e.done, e.total) for e in seen if isinstance(e, Progress) and e.total == 10]
-    assert stages == [
+    told = [e for e in seen if isinstance(e, Progress) and e.total == 10]
+    batches = [e.done for e in told if e.stage == "step"]
+    # before each step, and before the one batch of validation behind steps 5 and 10
+    assert batches == [0, 1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10]
+    assert [(e.stage, e.done, e.total) for e in told if e.stage != "step"] == [
         ("train", 5, 10),
         ("validate", 5, 10),
         ("train", 10, 10),
