@@ -1,7 +1,8 @@
 """The engine as a child process: JSON lines over pipes, the same jobs and events.
 
 The child keeps the real standard output for events and sends what any library prints to standard
-error. It ends when its standard input closes, so it never outlives the app, however that died.
+error. It ends when its standard input closes, however the app died; only a training run that still
+saves its state outlives it for a while.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ _JOBS = {cls.__name__: cls for cls in Job.__subclasses__()}
 _EVENTS = {cls.__name__: cls for cls in Event.__subclasses__()}
 # A pasted megabyte is one line on the pipe.
 _LINE_LIMIT = 256 * 2**20
-# What a job may still take when its engine is closed, or when the app is gone.
-_LAST_SECONDS = 60.0
+# What a job may still take when its engine is closed, or when the app is gone: the batch of a
+# training step that it is at, and saving the state.
+_LAST_SECONDS = 600.0
 
 
 def encode_job(number: int, job: Job) -> bytes:
@@ -68,18 +70,17 @@ def _line(values: dict[str, Any]) -> bytes:
 
 
 def serve() -> None:
-    """The child: jobs from standard input, events to standard output, until either is closed."""
+    """The child: jobs from standard input, events to standard output, until the input ends."""
     out = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     sys.stdout = sys.stderr
     lock = threading.Lock()
 
     def emit(event: Event) -> None:
-        try:
-            with lock:
-                out.write(encode_event(event))
-        except BrokenPipeError:
-            os._exit(0)
+        # An app that is gone hears nothing, but its training run still has a state to save: what
+        # ends us is the end of standard input.
+        with contextlib.suppress(BrokenPipeError), lock:
+            out.write(encode_event(event))
 
     print_warning = warnings.showwarning
 

@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -347,6 +348,43 @@ def test_the_child_ends_when_its_parent_is_gone() -> None:
             return
         time.sleep(0.05)
     raise AssertionError("the child is still there")
+
+
+def test_a_long_job_saves_its_state_when_its_parent_is_gone(tmp_path: Path) -> None:
+    """As when the window of the terminal is closed: both pipes break, and the job reports on."""
+    child = """
+        import sys, time
+        from mlxtx import engine, engine_jobs, engine_process
+        from mlxtx.events import Done, Progress
+
+        def convert(job, running):
+            try:
+                while True:
+                    running.report(Progress(stage="convert", done=1, total=2))
+                    time.sleep(0.01)
+            except KeyboardInterrupt:
+                with open(job.out, "w") as file:
+                    file.write("the state")
+                raise
+
+        engine_jobs.RUN[engine.Convert] = convert
+        engine_process.serve()
+    """
+    out = tmp_path / "state"
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(child)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(encode_job(1, Convert(source="a", out=str(out))))
+        process.stdin.flush()
+        process.stdout.readline()
+        process.stdout.close()
+        time.sleep(0.1)  # some reports go nowhere
+        process.stdin.close()
+        assert process.wait(120) == 0
+    assert out.read_text() == "the state"
 
 
 @pytest.mark.parametrize(
