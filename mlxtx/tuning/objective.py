@@ -77,12 +77,17 @@ class NextToken:
 class _Hook:
     """Stands in for a block during one forward pass: checkpoints it and takes its balancing loss."""
 
-    def __init__(self, block: Any, checkpoint: bool, balances: list[mx.array], balance: bool):
+    def __init__(
+        self, block: Any, checkpoint: bool, balances: list[mx.array], balance: bool, seed: int
+    ):
         self.block, self.checkpoint, self.balances = block, checkpoint, balances
+        self.seed = seed
         self.balance = balance and isinstance(block.mlp, Experts)
 
     def __call__(self, x: mx.array, *rest: Any) -> mx.array:
         def run(weights, x):
+            if self.checkpoint:  # the second time dropout has to draw what it drew the first time
+                mx.random.seed(self.seed)
             self.block.update(weights)
             if not self.balance:
                 return self.block(x, *rest), None
@@ -126,6 +131,7 @@ def _hooked(model: Any, objective: NextToken) -> Iterator[list[mx.array]]:
         yield balances
         return
     blocks = model.model.layers
+    seed = int(mx.random.randint(0, 2**31 - 1 - len(blocks), ()).item()) if checkpoint else 0
     # Keys that a later block reads from the cache would leave a checkpoint behind its back.
     sources = [getattr(b.attention, "shares_cache_of", None) for b in model.config.blocks]
     model.model.layers = [
@@ -134,6 +140,7 @@ def _hooked(model: Any, objective: NextToken) -> Iterator[list[mx.array]]:
             checkpoint and source is None and n not in sources,
             balances,
             balance,
+            seed + n,
         )
         for n, (block, source) in enumerate(zip(blocks, sources, strict=True))
     ]

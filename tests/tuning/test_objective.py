@@ -15,10 +15,13 @@ from mlxtx.decoder.config import (
     RopeScaling,
 )
 from mlxtx.tuning import head_loss
+from mlxtx.tuning.lora import LowRank
 from mlxtx.tuning.objective import NextToken, evaluate_batch, loss_and_gradients
 from mlxtx.tuning.packing import make_batch
 from mlxtx.tuning.samples import sample
 from mlxtx.tuning.scratch import initial_model
+from mlxtx.tuning.targets import add_adapters, choose
+from mlxtx.tuning.trees import named, nested
 from tests.tuning import numpy_decoder
 from tests.tuning.finite_differences import check_directions
 from tests.tuning.tiny import VOCABULARY, block, decoder, model, samples
@@ -54,6 +57,36 @@ def test_gradients_against_finite_differences(name, checkpoint):
 
     assert loss.mean + loss.extra == pytest.approx(reference({}), rel=1e-6)
     check_directions(weights, gradients, reference)
+
+
+def test_a_checkpoint_computes_its_dropout_again_as_it_was(monkeypatch):
+    """Against the same blocks kept whole, which no second pass can tell another mask."""
+    rows = samples((17, 9, 17))
+    net = model()
+    net.freeze()
+    add_adapters(net, dict.fromkeys(choose(net, "all"), LowRank(dropout=0.5)))
+    weights = named(net.trainable_parameters())
+    key = mx.random.split(mx.random.key(3), len(weights))
+    drawn = {
+        n: mx.random.normal(w.shape, key=k) * 0.2
+        for (n, w), k in zip(weights.items(), key, strict=True)
+    }
+    net.update(nested(drawn))
+    net.train()
+
+    def gradients():
+        mx.random.seed(11)
+        return loss_and_gradients(net, make_batch(rows), NextToken(checkpoint=True))
+
+    (loss, got), (other, _) = gradients(), gradients()
+    assert other.total == loss.total
+    monkeypatch.setattr(mx, "checkpoint", lambda block: block)
+    kept, wanted = gradients()
+    assert kept.total == pytest.approx(loss.total, rel=1e-6)
+    for name, gradient in wanted.items():
+        np.testing.assert_allclose(got[name], gradient, rtol=1e-4, atol=1e-6, err_msg=name)
+    net.eval()
+    assert abs(gradients()[0].total - loss.total) > 1e-2, "the dropout is on"
 
 
 @pytest.mark.parametrize("tied", [True, False])
