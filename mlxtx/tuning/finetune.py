@@ -188,6 +188,7 @@ def make_job(
         optimizer=settings.optimizer,
         checkpoint=settings.checkpoint,
         batch_size=settings.batch_size,
+        master=settings.master,
     )
     return Job(language_model, how, settings, train, validation, memory, prompts)
 

@@ -23,7 +23,7 @@ class MemoryPlan:
     """Bytes of each part at the fullest moment of a step, and what the machine has."""
 
     weights: int
-    trained: int  # gradients, optimizer state and their new values
+    trained: int  # gradients, optimizer state and float32 copies, and their new values
     activations: int
     logits: int
     available: int
@@ -44,13 +44,13 @@ def plan_memory(
     optimizer: str = "adamw",
     checkpoint: bool = False,
     batch_size: int = 4,
+    master: bool = True,
 ) -> MemoryPlan:
     """The plan for a batch of the longest samples (``lengths`` in tokens)."""
     config = model.config
     worst = [bucket(n) for n in sorted(lengths, reverse=True)[:batch_size]]
     everything = sum(a.nbytes for a in named(model.parameters()).values())
     trained = named(model.trainable_parameters())
-    trained_bytes = sum(a.nbytes for a in trained.values())
     size = 4 if _dtype(model) == mx.float32 else 2
     blocks = [_block_bytes(block, config.width, worst, size) for block in config.blocks]
     stream = sum(worst) * config.width * size
@@ -66,10 +66,19 @@ def plan_memory(
     logits += 2 * head
     return MemoryPlan(
         weights=everything,
-        trained=int(trained_bytes * (2 + 2 * _SLOTS[optimizer])),
+        trained=int(sum(_trained_bytes(a, _SLOTS[optimizer], master) for a in trained.values())),
         activations=activations,
         logits=logits,
         available=memory_limit(),
+    )
+
+
+def _trained_bytes(weight: mx.array, slots: float, master: bool) -> float:
+    """A gradient and a new weight; the optimizer's arrays, old and new, which are float32 beside a
+    float32 copy of a weight in half precision."""
+    half = master and weight.dtype in (mx.float16, mx.bfloat16)
+    return 2 * weight.nbytes + (
+        8 * (slots + 1) * weight.size if half else 2 * slots * weight.nbytes
     )
 
 

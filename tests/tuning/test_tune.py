@@ -25,6 +25,7 @@ from mlxtx.tuning.finetune import make_job
 from mlxtx.tuning.lora import LowRank
 from mlxtx.tuning.memory import plan_memory
 from mlxtx.tuning.objective import NextToken, loss_and_gradients
+from mlxtx.tuning.optimizer import Optimizer
 from mlxtx.tuning.packing import make_batch
 from mlxtx.tuning.samples import sample
 from mlxtx.tuning.scratch import initial_model
@@ -235,6 +236,37 @@ def test_the_memory_plan_is_near_what_a_step_takes(checkpoint):
     loss_and_gradients(net, batch, objective)
     taken = mx.get_peak_memory() - before + plan.weights
     assert 0.9 * taken < plan.total < 2 * taken, (plan, taken)
+
+
+# Bytes a weight: gradient and new weight, and old and new copies, first and second moments.
+@pytest.mark.parametrize(
+    ("dtype", "master", "bytes_a_weight"),
+    [
+        (mx.float32, True, 4 + 4 + 2 * (4 + 4)),
+        (mx.bfloat16, True, 2 + 2 + 2 * (4 + 4 + 4)),
+        (mx.bfloat16, False, 2 + 2 + 2 * (2 + 2)),
+    ],
+)
+def test_the_memory_plan_counts_what_the_optimizer_keeps(dtype, master, bytes_a_weight):
+    before = mx.get_active_memory()
+    net = initial_model(decoder(*[block()] * 12, width=128))
+    net.set_dtype(dtype)
+    weights = named(net.trainable_parameters())
+    mx.eval(weights)
+    plan = plan_memory(net, [8], master=master)
+    count = sum(w.size for w in weights.values())
+    assert plan.trained == bytes_a_weight * count
+    stepper = Optimizer("adamw", master=master)
+    stepper.start(weights)
+    for _ in range(2):  # the second has an old state as well
+        gradients = {n: mx.ones_like(w) for n, w in weights.items()}
+        old = stepper.state()  # as the run keeps the last good one
+        mx.eval(gradients, old)
+        mx.clear_cache()
+        mx.reset_peak_memory()
+        mx.eval(stepper.apply(weights, gradients, 1e-3), stepper.state())
+    taken = mx.get_peak_memory() - before
+    assert 0.9 * taken < plan.weights + plan.trained < 1.1 * taken
 
 
 def test_whole_weights_are_trained_beside_an_adapter_and_come_back(folder, tmp_path):
