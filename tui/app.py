@@ -121,21 +121,11 @@ class MlxtxApp(Services):
             self.chat.composer.sent = earlier + [text for text in typed if text not in earlier]
         if self.given.get("last") and (chats := self.store.chats()):
             self.open_chat(max(chats, key=lambda chat: chat.updated).id)
-        self.load_model(self.model.name, self.model.adapter)
-
-    def _known_keys(self) -> dict[str, str]:
-        known = {action.id for action in ACTIONS}
-        for name in self.settings.keys.keys() - known:
-            self._problems.append(f"keys.{name} names no action; it was skipped")
-        return {name: keys for name, keys in self.settings.keys.items() if name in known}
-
-    def _keep_theme(self, name: str) -> None:
-        if name != self.settings.theme:
-            self.change_setting("", "theme", name)
+        self.ensure_model()  # which a message that was sent before has done already
 
     async def on_unmount(self) -> None:
         if self.chat is not None:
-            self.chat._drop_reply()
+            self.chat.drop_reply()
         await self.bridge.close()
         self.store.close()
 
@@ -209,7 +199,7 @@ class MlxtxApp(Services):
         """End the engine, whatever it does, and load the model again."""
         await self.bridge.restart()
         if self.chat is not None:
-            self.chat._drop_reply()
+            self.chat.end_reply()
         self.load_model(self.model.name, self.model.adapter)
 
     def open_chat(self, number: int) -> None:
@@ -219,7 +209,8 @@ class MlxtxApp(Services):
             self.tell("That chat is gone.", "warning")
             return
         self.action_chat()
-        self.chat.open(Conversation(self.store, found))
+        if not self._shows(number):  # what is written is newer than what is saved
+            self.chat.open(Conversation(self.store, found))
 
     def _job_changed(self, job: LongJob) -> None:
         if job.state == "failed":

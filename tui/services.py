@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlxtx.tui.actions import ACTIONS
 from mlxtx.tui.clean import clean, one_line, path_of
 from mlxtx.tui.conversation import Conversation, import_chat
 from mlxtx.tui.store import Store
@@ -41,6 +42,7 @@ class Services(App[None]):
     chat: ChatScreen | None
     copied_with: str = ""
     settings: user_settings.Settings
+    _problems: list[str]
     settings_path: Path
     store_path: Path | str
 
@@ -109,6 +111,17 @@ class Services(App[None]):
         self.settings = replace(self.settings, presets={**self.settings.presets, name: preset})
         self._write_setting("presets", name, {"system": system, **sampling})
         self.tell(f"Saved the preset {name}.")
+
+    def _known_keys(self) -> dict[str, str]:
+        """The key map of the settings, but for what names no action."""
+        known = {action.id for action in ACTIONS}
+        for name in self.settings.keys.keys() - known:
+            self._problems.append(f"keys.{name} names no action; it was skipped")
+        return {name: keys for name, keys in self.settings.keys.items() if name in known}
+
+    def _keep_theme(self, name: str) -> None:
+        if name != self.settings.theme:
+            self.change_setting("", "theme", name)
 
     def _write_setting(self, table: str, name: str, value: Any) -> None:
         try:

@@ -89,11 +89,10 @@ class ChatScreen(ChatActions):
 
     def open(self, conversation: Conversation) -> None:
         """Show another chat; a reply that still runs in the old one is stopped."""
-        self._drop_reply()
+        self.end_reply()
         self.conversation = conversation
         self.figures = Figures()
-        self.editing = None
-        self.queue.clear()
+        self.end_editing()
         self.show_path()
         self.show_status()
         self.composer.focus()
@@ -197,7 +196,7 @@ class ChatScreen(ChatActions):
             files = [attach.read(path) for path in attach.mentioned(text)]
         except MlxtxError as error:
             self.app.tell(str(error), "error")
-            self.composer.give_back((text, pastes or []))
+            self._give_back((text, pastes or []))
             return
         attachments = [*(pastes or []), *files]
         for part in attachments:
@@ -205,8 +204,8 @@ class ChatScreen(ChatActions):
                 self.app.tell(part.pop("note"), "warning")
             part["tokens"] = self._counted.get(part["name"])
         parent = self.editing.parent if self.editing else self.conversation.chat.head
-        self.editing = None
-        self.composer.border_title = self.composer.border_subtitle = None
+        self.end_editing()
+        self.composer.border_subtitle = None
         message = Message(role="user", text=clean(text), attachments=attachments)
         self.conversation.add(message, parent)
         self.answer(message.id)
@@ -291,19 +290,33 @@ class ChatScreen(ChatActions):
         self.reply = None
         if self.queue and reply.message.state == "done":
             self.send(*self.queue.pop(0))
-        elif self.queue:
-            # The reader wanted quiet, or nobody can answer: what waits goes back to the input.
-            waiting = [*self.queue]
-            self.queue.clear()
-            self.composer.give_back(*waiting)
+        else:
+            # The reader wanted quiet, or nobody can answer.
+            self._give_back()
 
-    def _drop_reply(self) -> None:
+    def _give_back(self, *unsent: tuple[str, list[dict[str, Any]]]) -> None:
+        """Put ``unsent`` and all messages that wait back in the input."""
+        waiting = [*unsent, *self.queue]
+        self.queue.clear()
+        if waiting:
+            self.composer.give_back(*waiting)
+        self.show_status()
+
+    def drop_reply(self) -> None:
         """Stop a running reply for good: its text is kept, its later events are not wanted."""
         if self.reply is not None:
             self.app.bridge.stop(self.reply.job)
             self.app.bridge.forget(self.reply.job)
             self.reply.finish("stopped")
             self.reply = None
+
+    def end_reply(self) -> None:
+        """Drop a running reply, show that it ended and give back what waited for it."""
+        reply = self.reply
+        self.drop_reply()
+        if reply is not None and (view := self.transcript.view_of(reply.message.id)):
+            self.transcript.changed(view)
+        self._give_back()
 
     def _save(self) -> None:
         if self.reply is not None:

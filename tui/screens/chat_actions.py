@@ -43,6 +43,9 @@ class ChatActions(Screen[None]):
     def answer(self, parent: int, goes_on: Message | None = None) -> None:
         raise NotImplementedError
 
+    def end_reply(self) -> None:
+        raise NotImplementedError
+
     def open(self, conversation: Conversation) -> None:
         raise NotImplementedError
 
@@ -56,16 +59,22 @@ class ChatActions(Screen[None]):
 
     def action_stop(self) -> None:
         """Stop what is written; with nothing to stop, move between the input and the messages."""
-        if self.reply is not None:
+        if self.reply is not None and self.app.model.state == "loading":
+            self.end_reply()  # its job would hear of it only when the model is there
+        elif self.reply is not None:
             self.app.bridge.stop(self.reply.job)
         elif self.editing is not None:
-            self.editing = None
-            self.composer.border_title = None
+            self.end_editing()
             self.composer.clear_text()
         elif self.composer.has_focus and self.transcript.views:
             self.transcript.focus()
         else:
             self.composer.focus()
+
+    def end_editing(self) -> None:
+        """What is in the input is a new message."""
+        self.editing = None
+        self.composer.border_title = None
 
     def action_write(self) -> None:
         self.composer.focus()
@@ -143,9 +152,10 @@ class ChatActions(Screen[None]):
         if message is None or not self._idle():
             return
         at = self.transcript.cursor
-        self.undo_deleted.append(
-            ("messages", (self.conversation, self.conversation.delete(message)))
-        )
+        gone = self.conversation.delete(message)
+        self.undo_deleted.append(("messages", (self.conversation, gone)))
+        if self.editing is not None and self.editing.id in gone:
+            self.end_editing()
         self.show_path()
         self.transcript.cursor = min(at or 0, len(self.transcript.views) - 1)
         self.app.tell("Deleted, with what followed. u or /undo brings it back.")
@@ -200,6 +210,8 @@ class ChatActions(Screen[None]):
     def action_undo(self) -> None:
         if not self.undo_deleted:
             self.app.tell("There is nothing to undo.", "warning")
+            return
+        if not self._idle():
             return
         kind, what = self.undo_deleted.pop()
         if kind == "chat":
