@@ -253,3 +253,42 @@ async def test_a_model_trained_in_full_answers_without_an_adapter(tmp_path: Path
         load = script.submitted(Load)[-1]
         assert load.model == str(out) and load.adapter is None
         assert str(out) in [model.source for model in local_models(app.model_folders)]
+
+
+async def test_a_paused_run_is_left_for_another_and_goes_on_under_its_name(tmp_path: Path) -> None:
+    script = Script(Train=training(asyncio.Event()))
+    app = make_app(tmp_path, script)
+    async with app.run_test(size=(110, 34)) as pilot:
+        await open_form(pilot)
+        await pilot.press("ctrl+s")
+        await wait_until(pilot, lambda: "running · step 100/200" in screen_text(app))
+        await pilot.press("ctrl+s")
+        await wait_until(pilot, lambda: "paused · step 100" in screen_text(app))
+        await pilot.press("escape")
+        await wait_until(pilot, lambda: "Train an adapter" in screen_text(app))
+        assert "bundled-1 is kept: a run of that name goes on with it." in toasts(app)
+        assert app.screen.query_one("#name").value == "bundled-2"
+        app.screen.query_one("#name").value = "bundled-1"
+        await pilot.press("ctrl+s")
+        await wait_until(pilot, lambda: len(script.submitted(Train)) == 2)
+        assert script.submitted(Train)[1].options["resume"] is True
+
+
+async def test_training_in_full_has_a_rate_of_its_own(tmp_path: Path) -> None:
+    script = Script(Preview=preview)
+    app = make_app(tmp_path, script)
+    async with app.run_test(size=(110, 34)) as pilot:
+        await open_form(pilot)
+        app.screen.query_one("#method").focus()
+        rate = app.screen.query_one("#learning_rate")
+        await pilot.press("left")
+        await wait_until(pilot, lambda: rate.value == "1e-5")
+        await pilot.press("ctrl+r")
+        await wait_until(pilot, lambda: script.submitted(Preview))
+        await pilot.press("right")
+        await wait_until(pilot, lambda: rate.value == "1e-4")
+        rate.value = "3e-4"
+        await pilot.press("left")
+        assert rate.value == "3e-4", "what somebody chose stays"
+    options = script.submitted(Preview)[0].options
+    assert (options["method"], options["learning_rate"]) == ("full", 1e-5)

@@ -37,6 +37,9 @@ _NUMBERS: tuple[tuple[str, type, str], ...] = (
     ("seed", int, "0"),
 )
 _METHODS = ("lora", "dora", "rslora", "qlora", "full")
+# What stands in the field for the learning rate where the method needs smaller steps.
+_RATES = {"full": "1e-5"}
+_RATE = next(value for name, _, value in _NUMBERS if name == "learning_rate")
 
 
 class TrainScreen(Screen[None]):
@@ -48,6 +51,7 @@ class TrainScreen(Screen[None]):
         super().__init__()
         self._given = data
         self._asked = 0
+        self._rate = _RATE
 
     def compose(self) -> ComposeResult:
         self._make_widgets()
@@ -136,6 +140,13 @@ class TrainScreen(Screen[None]):
             self._show()
 
     # The form
+
+    def on_choice_changed(self) -> None:
+        """Show the rate that suits the method, unless somebody has written another."""
+        field, rate = self.numbers["learning_rate"], _RATES.get(self.method.value, _RATE)
+        if field.value.strip() == self._rate:
+            field.value = rate
+        self._rate = rate
 
     def _options(self) -> dict[str, Any] | None:
         """What the fields say; None, with a word to the reader, when one of them is wrong."""
@@ -227,8 +238,12 @@ class TrainScreen(Screen[None]):
 
     def action_back(self) -> None:
         job = self._job
-        if job is not None and not job.open and self.run_view.display:
-            # The run is over: back to the form for the next one.
+        ended = job is not None and (job.state == "paused" or not job.open)
+        if job is not None and ended and self.run_view.display:
+            # Nothing runs: back to the form for the next one.
+            if job.state == "paused":
+                self.app.jobs.cancel(job)
+                self.app.tell(f"{job.title} is kept: a run of that name goes on with it.")
             self.app.jobs.all.remove(job)
             self.run_name.value = self._free_name()
             self._show()

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from textual.binding import Binding, BindingType
 from textual.content import Content
+from textual.message import Message
 from textual.widget import Widget
 
 
@@ -14,6 +15,9 @@ class Choice(Widget, can_focus=True):
         Binding("left", "step(-1)"),
         Binding("right,space", "step(1)"),
     ]
+
+    class Changed(Message):
+        """Another word was chosen."""
 
     def __init__(self, *words: str, value: str = "", id: str | None = None) -> None:
         super().__init__(id=id)
@@ -27,6 +31,7 @@ class Choice(Widget, can_focus=True):
     def action_step(self, step: int) -> None:
         self._at = (self._at + step) % len(self.words)
         self.refresh(layout=True)
+        self.post_message(self.Changed())
 
     def on_click(self) -> None:
         self.action_step(1)
