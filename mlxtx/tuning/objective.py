@@ -131,7 +131,7 @@ def _hooked(model: Any, objective: NextToken) -> Iterator[list[mx.array]]:
         yield balances
         return
     blocks = model.model.layers
-    seed = int(mx.random.randint(0, 2**31 - 1 - len(blocks), ()).item()) if checkpoint else 0
+    seed = int(mx.random.randint(0, 2**31 - 1 - len(blocks), ())) if checkpoint else 0
     # Keys that a later block reads from the cache would leave a checkpoint behind its back.
     sources = [getattr(b.attention, "shares_cache_of", None) for b in model.config.blocks]
     model.model.layers = [

@@ -30,6 +30,9 @@ from mlxtx.tuning.settings import FREE_SETTINGS, Training
 from mlxtx.tuning.state import RunState, StateFolder
 from mlxtx.tuning.trees import named, nested
 
+# What a state notes of its run beside the step.
+_COUNTED = ("best", "bad", "tokens", "validated")
+
 
 @dataclass
 class Result:
@@ -86,6 +89,7 @@ class Trainer:
         self.best: float | None = None
         self.bad = 0
         self.tokens = 0
+        self.validated = 0  # the newest step with a validation
         self._first, self._started = 0, 0.0
         weights = self.weights()
         if not weights:
@@ -97,7 +101,7 @@ class Trainer:
         return named(self.model.trainable_parameters())
 
     def _snapshot(self) -> RunState:
-        facts = {"best": self.best, "bad": self.bad, "tokens": self.tokens}
+        facts = {name: getattr(self, name) for name in _COUNTED}
         return RunState(self.step, self.weights(), self.optimizer.state(), facts)
 
     # Resume
@@ -111,8 +115,10 @@ class Trainer:
         self.model.update(nested(state.weights))
         self.optimizer.restore(state.optimizer)
         self.step = state.step
-        for name in ("best", "bad", "tokens"):
-            setattr(self, name, state.facts[name])
+        # An older version did not note its validations.
+        facts = {"validated": state.step, **state.facts}
+        for name in _COUNTED:
+            setattr(self, name, facts[name])
         self._good = self._snapshot()
         self._cut_metrics()
         return True
@@ -158,6 +164,8 @@ class Trainer:
         settings, loss = self.settings, math.nan
         report = _Report()
         self._first, self._started = self.step, time.perf_counter()
+        if self._validation_due():  # the run was stopped before it
+            self._validate()
         while self.step < settings.iters:
             begun = time.perf_counter()
             step_loss, tokens = self._train_step()
@@ -167,8 +175,7 @@ class Trainer:
                 loss = report.loss
                 self._tell_training(report)
                 report = _Report()
-            every = settings.validate_every
-            if len(self.validation) and every and (self.step % every == 0 or last):
+            if self._validation_due():
                 self._validate()
             if self.sampler and settings.sample_every and self.step % settings.sample_every == 0:
                 for said in self.sampler():
@@ -244,7 +251,7 @@ class Trainer:
         self.model.update(nested(good.weights))
         self.optimizer.restore(good.optimizer)
         self.step = good.step
-        for name in ("best", "bad", "tokens"):
+        for name in _COUNTED:
             setattr(self, name, good.facts[name])
 
     def _save_state(self) -> None:
@@ -254,14 +261,22 @@ class Trainer:
 
     # Reports
 
+    def _validation_due(self) -> bool:
+        every = self.settings.validate_every
+        if not every or not len(self.validation) or self.validated == self.step:
+            return False
+        return self.step % every == 0 or self.step == self.settings.iters
+
     def _validate(self) -> None:
         size, most = self.settings.batch_size, self.settings.validate_batches
         loss = validation_loss(self.model, self.validation, size, most, self._look)
-        self._tell("validate", self.step, {"loss": loss})
-        if self.best is None or loss < self.best:
+        # Not "loss < best": an older run may have noted a best loss that is no number.
+        if not math.isnan(loss) and (self.best is None or not loss >= self.best):
             self.best = loss
             self.write(self.out / "best")
+        self.validated = self.step
         self._good = self._snapshot()
+        self._tell("validate", self.step, {"loss": loss})
 
     def _tell_training(self, report: _Report) -> None:
         details = {

@@ -20,6 +20,7 @@ from mlxtx.tuning.optimizer import OPTIMIZERS, Schedule
 from mlxtx.tuning.samples import Order, Rows
 from mlxtx.tuning.scratch import train_from_scratch
 from mlxtx.tuning.settings import Training
+from mlxtx.tuning.state import StateFolder
 from tests.tuning.test_objective import LATENT
 from tests.tuning.tiny import block, decoder, samples
 
@@ -197,6 +198,56 @@ def test_best_weights_and_old_states(tmp_path):
         if '"validate"' in line
     ]
     assert len(losses) == 3 and result.best == min(losses)
+
+
+@pytest.mark.parametrize("stage", ["train", "step", "validate"])
+def test_no_validation_is_lost_or_done_twice_by_a_stop(tmp_path, stage):
+    """Stopped by the report before the validation of step 6, inside it, and by its own report."""
+    settings = Training(**{**SETTINGS, "iters": 8, "validate_every": 3})
+    more = {"validation": DATA[:3]}
+
+    def stop(event):
+        if event.stage == stage and event.done == 6:
+            metrics = (tmp_path / "cut" / "metrics.jsonl").read_text()
+            assert '"step": 6' in metrics, "step 6 is done and told"
+            raise KeyboardInterrupt
+
+    def validations(run):
+        lines = (tmp_path / run / "metrics.jsonl").read_text().splitlines()
+        return [line for line in lines if '"validate"' in line]
+
+    _, whole = train_from_scratch(decoder(), DATA, tmp_path / "whole", settings, **more)
+    with pytest.raises(KeyboardInterrupt):
+        train_from_scratch(decoder(), DATA, tmp_path / "cut", settings, on_event=stop, **more)
+    _, cut = train_from_scratch(decoder(), DATA, tmp_path / "cut", settings, resume=True, **more)
+    assert validations("cut") == validations("whole") and len(validations("cut")) == 3
+    assert cut.best == whole.best
+    best = [tmp_path / run / "best" / "model.safetensors" for run in ("whole", "cut")]
+    assert best[0].read_bytes() == best[1].read_bytes()
+
+
+def test_a_state_that_notes_no_validation_goes_on(tmp_path):
+    settings = Training(**{**SETTINGS, "iters": 4, "save_every": 2})
+    train_from_scratch(decoder(), DATA, tmp_path, settings)
+    states = StateFolder(tmp_path / "state")
+    states.path(4).unlink()
+    state = states.load()
+    del state.facts["validated"]
+    states.save(state)
+    seen = []
+    settings = Training(**{**SETTINGS, "iters": 4, "validate_every": 1})
+    train_from_scratch(
+        decoder(), DATA, tmp_path, settings, validation=DATA[:2], resume=True, on_event=seen.append
+    )
+    assert [e.done for e in seen if e.stage == "validate"] == [3, 4]
+
+
+def test_a_loss_that_is_no_number_is_never_the_best(tmp_path, monkeypatch):
+    losses = iter([math.nan, 3.0, 2.0, math.nan])
+    monkeypatch.setattr("mlxtx.tuning.trainer.validation_loss", lambda *_: next(losses))
+    settings = Training(**{**SETTINGS, "iters": 4, "validate_every": 1})
+    _, result = train_from_scratch(decoder(), DATA, tmp_path, settings, validation=DATA[:2])
+    assert result.best == 2.0
 
 
 def test_schedules():
