@@ -273,12 +273,11 @@ def run_job(
         on_event=on_event,
         every_step=True,
     )
-    if resume:
-        trainer.resume()
-    elif trainer.states.steps():
+    if not resume and trainer.states.steps():
         raise MlxtxError(
             f"{out} holds a run already: resume it (--resume) or choose another folder"
         )
+    trainer.resume()
     result = trainer.run()
     net.eval()
     return result

@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from mlxtx.errors import MlxtxError
 from mlxtx.events import Event, Progress
-from mlxtx.files import write_error
+from mlxtx.files import write_error, write_text_atomic
 from mlxtx.tuning.objective import (
     Objective,
     StepLoss,
@@ -107,9 +107,11 @@ class Trainer:
     # Resume
 
     def resume(self) -> bool:
-        """Goes on from the newest state in ``out``; False when there is none."""
+        """Goes on from the newest state in ``out``; False when there is none. The metrics of steps
+        that it has not seen are forgotten."""
         state = self.states.load()
         if state is None:
+            self._cut_metrics()
             return False
         self._check_same(state.facts)
         self.model.update(nested(state.weights))
@@ -322,13 +324,12 @@ class Trainer:
         return self.out / "metrics.jsonl"
 
     def _cut_metrics(self) -> None:
-        """Forgets lines of steps that the saved state has not seen."""
-        path = self._metrics()
+        path = self.out / "metrics.jsonl"
         if not path.exists():
             return
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8", errors="replace").splitlines()
         kept = [line for line in lines if _step_of(line) <= self.step]
-        path.write_text("".join(line + "\n" for line in kept), "utf-8")
+        write_text_atomic(path, "".join(line + "\n" for line in kept))
 
 
 def _norm(gradients: Mapping[str, mx.array]) -> float:

@@ -209,6 +209,14 @@ def test_a_run_that_fails_at_once_leaves_no_state(folder, tmp_path):
     assert not (tmp_path / "out" / "state").exists()
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_killed_before_its_first_state_leaves_no_points(folder, tmp_path, resume):
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text('{"step": 90, "stage": "train", "loss": 4.0}\n{"step": 9')
+    mlxtx.tune(folder / "model", folder, tmp_path, iters=2, report_every=1, resume=resume)
+    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == [1, 2]
+
+
 def test_a_plan_that_does_not_fit_stops_before_the_first_step(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("mlxtx.tuning.memory.memory_limit", lambda: 100_000)
     with pytest.raises(MlxtxError, match=r"a step would need about .* use a smaller batch_size"):
