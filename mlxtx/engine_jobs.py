@@ -130,7 +130,9 @@ def _model(running: Running) -> LanguageModel:
 
 def _generate(job: engine.Generate, running: Running) -> Done:
     model = _model(running)
-    options = dict(job.options)
+    options = {**job.defaults, **running.state["sampling"], **job.options}
+    if (options.get("seed") or 0) < 0:
+        del options["seed"]
     kv = options.pop("kv", None)
     if "logit_bias" in options:  # pairs, since keys in JSON are texts
         options["logit_bias"] = dict(options["logit_bias"])

@@ -15,6 +15,7 @@ from typing import Any
 
 from mlxtx.tui.actions import ACTIONS, bindings
 from mlxtx.tui.bridge import Bridge, EngineFactory
+from mlxtx.tui.clean import path_of
 from mlxtx.tui.conversation import Conversation
 from mlxtx.tui.jobs import Jobs, LongJob
 from mlxtx.tui.model_state import ModelState
@@ -157,8 +158,11 @@ class MlxtxApp(Services):
         )
         # the plan that says whether it fits counts the cache as it will be
         options = {**same.options, "kv": old.kv} if old.kv else same.options
-        load = Load(model=name, adapter=adapter or None, revision=same.revision, options=options)
+        folder = str(path_of(adapter)) if adapter else None
+        load = Load(model=name, adapter=folder, revision=same.revision, options=options)
         self._load = self.bridge.submit(load, self._take_load)
+        if self.chat is not None:
+            self.chat.ask_again()
         self._model_changed()
 
     def _forget_load(self) -> None:

@@ -116,7 +116,12 @@ class Conversation:
         for message in self.path():
             if message.role == "assistant" and not message.text:
                 continue
-            messages.append({"role": message.role, "content": prompt_text(message)})
+            text = prompt_text(message)
+            if messages and messages[-1]["role"] == message.role:
+                # Nothing was said in between, and many templates want the roles to alternate.
+                messages[-1]["content"] += f"\n\n{text}"
+            else:
+                messages.append({"role": message.role, "content": text})
         return messages
 
     def to_markdown(self) -> str:

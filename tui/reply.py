@@ -8,6 +8,7 @@ from mlxtx.tui.conversation import Conversation
 from mlxtx.tui.store import Message
 from mlxtx.tui.widgets.bars import Figures
 
+from mlxtx.engine import Generate
 from mlxtx.events import Delta, Done, Event, Failed, Prefill, Stats
 
 # Text that a crash may cost; the promise is two seconds.
@@ -22,6 +23,9 @@ class Reply:
         self.message = message
         self.figures = figures
         self.job = 0
+        self.request = Generate(messages=[])
+        # Whether anything has come: before that its model may still be loading.
+        self.begun = False
         self._unsaved = False
         self._saved_at = time.monotonic()
         self._thinking_from: float | None = None
@@ -33,6 +37,7 @@ class Reply:
 
     def take(self, event: Event) -> None:
         """Apply one event. After ``Done`` or ``Failed`` the message has its final state."""
+        self.begun = True
         if isinstance(event, Delta):
             self._add(event)
         elif isinstance(event, Prefill):

@@ -35,7 +35,7 @@ async def test_a_message_is_answered_and_kept(tmp_path: Path) -> None:
         assert "first 0.3 s" in text
     (job,) = script.submitted(Generate)
     assert job.messages == [{"role": "user", "content": "hi there"}]
-    assert job.options["temperature"] == 0.7 and "seed" not in job.options
+    assert job.defaults["temperature"] == 0.7 and job.options == {}
     # What was said is there for the next start.
     again = make_app(tmp_path, Script(), given={"last": True})
     async with again.run_test(size=(100, 30)) as pilot:

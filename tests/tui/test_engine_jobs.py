@@ -293,6 +293,21 @@ def test_sampling_as_the_makers_of_a_model_would(tmp_path: Path) -> None:
         assert own_sampling(tmp_path) == found
 
 
+def test_the_makers_sampling_goes_before_defaults_and_after_what_was_chosen(
+    desk: Desk, model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "greedy"
+    shutil.copytree(model, folder)
+    (folder / "generation_config.json").write_text('{"do_sample": false}')
+    loaded(desk, folder)
+    likeliest = desk.text(options={"temperature": 0.0})
+    ours = {"temperature": 5.0, "seed": 1}
+    assert desk.text(defaults=ours) == likeliest
+    assert desk.text(defaults={"seed": -1}, options=ours) != likeliest
+    loaded(desk, model)
+    assert desk.text(defaults=ours) != likeliest
+
+
 def test_the_plan_is_what_the_screen_needs(desk: Desk, model: Path) -> None:
     found = desk.run(Plan(model=str(model)))[-1].details
     assert found["fits"] and found["weights"] > 100_000 and found["limit"] > 1e9

@@ -7,7 +7,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from mlxtx.engine import Generate, Load
+from mlxtx.engine import Generate, Load, Stop
 from tests.tui.fakes import Script, ask, loaded, make_app, reply, screen_text, send, wait_until
 
 
@@ -105,6 +105,68 @@ async def test_escape_stops_a_reply_that_waits_for_its_model(tmp_path: Path) -> 
         assert app.chat.reply is None and app.chat.conversation.path()[-1].state == "stopped"
         gate.set()
         await ask(pilot, "two")
+
+
+async def test_a_message_that_waits_is_answered_by_the_model_chosen_meanwhile(
+    tmp_path: Path,
+) -> None:
+    first = asyncio.Event()
+
+    def load(job: Load) -> Any:
+        if job.model == "bundled":
+            yield first
+        yield from loaded(job)
+
+    def generate(job: Generate) -> Any:
+        model = next(job.model for job in reversed(script.jobs) if isinstance(job, Load))
+        return reply(f"{model} says hello")(job)
+
+    script = Script(Load=load, Generate=generate)
+    app = make_app(tmp_path, script)
+    async with app.run_test() as pilot:
+        await wait_until(pilot, lambda: script.submitted(Load))
+        await send(pilot, "one")
+        app.load_model("org/second")
+        await wait_until(pilot, lambda: app.chat.reply is None)
+        message = app.chat.conversation.path()[-1]
+        assert (message.text, message.state) == ("org/second says hello", "done")
+        assert app.store.messages(1)[-1].model == "second"
+        # The model is there before its message: the last job is the one that was answered.
+        kinds = [type(job).__name__ for job in script.jobs if not isinstance(job, Stop)]
+        assert kinds == ["Load", "Generate", "Load", "Generate"]
+
+
+async def test_what_was_chosen_goes_before_the_sampling_of_a_model_that_still_loads(
+    tmp_path: Path,
+) -> None:
+    gate = asyncio.Event()
+    script = Script(Load=held_load(gate))
+    app = make_app(tmp_path, script)
+    async with app.run_test() as pilot:
+        await send(pilot, "/set top_k 7")
+        await send(pilot, "one")
+        await wait_until(pilot, lambda: script.submitted(Generate))
+        gate.set()
+    job = script.submitted(Generate)[0]
+    assert job.options == {"top_k": 7} and job.defaults["temperature"] == 0.7
+
+
+async def test_an_adapter_of_the_settings_may_be_under_the_home_folder(tmp_path: Path) -> None:
+    script = Script()
+    (tmp_path / "settings.toml").write_text('adapter = "~/mine"\n')
+    app = make_app(tmp_path, script)
+    async with app.run_test() as pilot:
+        await wait_until(pilot, lambda: script.submitted(Load))
+    assert script.submitted(Load)[0].adapter == str(Path.home() / "mine")
+
+
+async def test_the_memory_of_a_model_that_was_unloaded_is_not_shown(tmp_path: Path) -> None:
+    app = make_app(tmp_path)
+    async with app.run_test(size=(120, 30)) as pilot:
+        await ask(pilot, "one")
+        assert "memory 4.7 MB" in screen_text(app)
+        await send(pilot, "/unload")
+        await wait_until(pilot, lambda: "memory 4.7 MB" not in screen_text(app))
 
 
 async def test_an_edit_ends_with_its_message_or_its_chat(tmp_path: Path) -> None:

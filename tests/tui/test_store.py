@@ -277,8 +277,7 @@ def test_the_prompt_has_the_system_text_and_no_empty_replies(store: Store) -> No
     conversation.add(Message(text="two"), conversation.chat.head)
     assert conversation.prompt("be kind") == [
         {"role": "system", "content": "be kind"},
-        {"role": "user", "content": "one"},
-        {"role": "user", "content": "two"},
+        {"role": "user", "content": "one\n\ntwo"},  # templates want the roles to alternate
     ]
 
 

@@ -119,7 +119,8 @@ class ChatScreen(ChatActions):
         f.context_size, f.memory_limit = model.context, model.memory_limit
         f.cache_setting = model.kv
         f.failed = model.state in ("failed", "dead")
-        f.memory = 0 if f.failed else f.memory or model.memory
+        gone = model.state in ("none", "failed", "dead")
+        f.memory = 0 if gone else f.memory or model.memory
         f.status = self._status()
         self.meters.set(f)
         self._show_title()
@@ -226,14 +227,30 @@ class ChatScreen(ChatActions):
         reply = self.reply = Reply(self.conversation, message, self.figures)
         self.app.ensure_model()
         prompt = self.conversation.prompt(self.system)
-        job = Generate(messages=prompt, options=self._options(), goes_on=bool(message.text))
-        reply.job = self.app.bridge.submit(job, self._take)
+        reply.request = Generate(
+            messages=prompt,
+            options=self._options(),
+            defaults=vars(Sampling()),
+            goes_on=bool(message.text),
+        )
+        reply.job = self.app.bridge.submit(reply.request, self._take)
         self.transcript.following = True
         self.show_path()
         if goes_on is not None and (view := self.transcript.view_of(message.id)):
             view.invalidate()
         self._note()
         self.show_status()
+
+    def ask_again(self) -> None:
+        """Let a reply that waits for a model wait for the one that loads now instead."""
+        reply = self.reply
+        if reply is None or not reply.job or reply.begun:
+            return
+        self.app.bridge.stop(reply.job)
+        self.app.bridge.forget(reply.job)
+        reply.message.model = self.app.model.label
+        self.conversation.save(reply.message, "model")
+        reply.job = self.app.bridge.submit(reply.request, self._take)
 
     @property
     def system(self) -> str:
@@ -243,6 +260,11 @@ class ChatScreen(ChatActions):
     def sampling(self) -> dict[str, Any]:
         """The values that hold for this chat: its own, else those of the command line, else those
         of the settings that a person has changed, else the model's, else ours."""
+        return {**vars(Sampling()), **self.app.model.sampling, **self._chosen_sampling}
+
+    @property
+    def _chosen_sampling(self) -> dict[str, Any]:
+        """Those of them that a person has chosen."""
         own = self.conversation.settings.get("sampling", {})
         default = vars(Sampling())
         changed = {
@@ -250,14 +272,11 @@ class ChatScreen(ChatActions):
             for name, value in vars(self.app.settings.sampling).items()
             if value != default[name] or name in self.app.given
         }
-        chosen = {name: value for name, value in own.items() if name in default}
-        return {**default, **self.app.model.sampling, **changed, **chosen}
+        return {**changed, **{name: value for name, value in own.items() if name in default}}
 
     def _options(self) -> dict[str, Any]:
         given = {name: self.app.given[name] for name in _ONLY_GIVEN if name in self.app.given}
-        options = {**given, **self.sampling}
-        if options["seed"] < 0:
-            del options["seed"]
+        options = {**given, **self._chosen_sampling}
         if self.app.model.kv:
             options["kv"] = self.app.model.kv
         return options
