@@ -28,7 +28,9 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--dequantize", action="store_true", help="write all weights unpacked")
     made.add_argument(
-        "--bits", metavar="N", help="for the adapted layers: 2, 3, 4, 5, 6, 8 or auto"
+        "--bits",
+        metavar="N",
+        help="for the adapted layers of a packed model: 2, 3, 4, 5, 6, 8 or auto",
     )
     made.add_argument(
         "--keep",

@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
         ("dropout", float, "dropout in front of the adapter (0)"),
         ("layers", int, "only the last L blocks (all)"),
         ("adapter-dtype", str, "float32 or bfloat16 (float32)"),
-        ("adapter", str, "start from the adapter in this folder"),
+        ("adapter", str, "start from the adapter in this folder, with its rank, scale and layers"),
     )
     for name, about in (
         ("targets", "layers by name or pattern: q_proj, 'mlp.*', embed_tokens (all in the blocks)"),
@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
         ("warmup", int, "steps up to the learning rate (0)"),
         ("final-rate", float, "last learning rate as a part of the highest (0.1)"),
         ("optimizer", str, "adamw, adam, adafactor, lion, muon or sgd (adamw)"),
-        ("weight-decay", float, "(0.01)"),
+        ("weight-decay", float, "(0.01; adam and sgd have none)"),
         ("clip", float, "largest norm of the gradients (1; 0: none)"),
         ("ahead-weight", float, "weight of extra prediction heads' loss (0.3)"),
         ("balance-weight", float, "weight of the experts' balancing loss (0)"),

@@ -228,8 +228,8 @@ def _read_folder(folder: Path) -> Data:
     files = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in _READERS]
     files = [p for p in files if not any(part.startswith(".") for part in p.parts[-2:])]
     train, validation, test = (
-        [p for p in files if names & _words(p, folder)]
-        for names in map(set, (TRAIN_NAMES, VALIDATION_NAMES, TEST_NAMES))
+        [p for p in files if _split_word(p, folder) in names]
+        for names in (TRAIN_NAMES, VALIDATION_NAMES, TEST_NAMES)
     )
     if not train:
         others = [p for p in files if p not in validation and p not in test]
@@ -247,14 +247,15 @@ def _read_folder(folder: Path) -> Data:
     return data
 
 
-def _words(path: Path, folder: Path) -> set[str]:
-    """What tells of the split: ``train.jsonl``, ``train-00000-of-00002.parquet``, else the name of
-    a folder inside ``folder``, as in ``train/0.parquet``."""
+def _split_word(path: Path, folder: Path) -> str:
+    """What tells of the split: the last word of ``news_train.jsonl`` (and of ``train_dev.jsonl``),
+    the first of ``train-00000-of-00002.parquet``, else the name of a folder inside ``folder``, as
+    in ``train/0.parquet``."""
     stem = path.stem.lower().replace("-", "_").split("_")
-    own = {stem[0], stem[-1]}
-    if path.parent == folder or own.intersection(TRAIN_NAMES + VALIDATION_NAMES + TEST_NAMES):
-        return own
-    return {path.parent.name.lower()}
+    for word in (stem[-1], stem[0]):
+        if word in TRAIN_NAMES + VALIDATION_NAMES + TEST_NAMES:
+            return word
+    return "" if path.parent == folder else path.parent.name.lower()
 
 
 def _dataset_folder(repo: str) -> Path:

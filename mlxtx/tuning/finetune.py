@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from mlxtx.cache.fingerprint import weights_mark
-from mlxtx.errors import MlxtxError
+from mlxtx.errors import MlxtxError, MlxtxWarning
 from mlxtx.events import Event
 from mlxtx.tuning.adapters import (
     adapter_of,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 METHODS = ("lora", "rslora", "dora", "qlora", "full")
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 _FULL_RATE = 1e-5
+_OF_ADAPTER = ("rank", "alpha", "scale", "dropout", "targets", "layers", "adapter_dtype")
 _TRAINING = {f.name for f in fields(Training)}
 
 
@@ -164,11 +166,13 @@ def make_job(
     if options.get("method") == "full":
         options.setdefault("learning_rate", _FULL_RATE)
     options.setdefault("iters", 100)
-    how = Method(**{f.name: options.pop(f.name) for f in fields(Method) if f.name in options})
+    given = {f.name: options.pop(f.name) for f in fields(Method) if f.name in options}
+    how = Method(**given)
     unknown = set(options) - _TRAINING
     if unknown:
         raise MlxtxError(f"tune has no option {', '.join(sorted(unknown))}")
     settings = Training(**options)
+    _warn_of_no_effect(given, part, settings)
     records = None if _are_samples(data) else _records(data, part)
     language_model = _load(model, force, on_event)
     encoding["max_length"] = min(encoding.get("max_length", 2048), language_model.context)
@@ -191,6 +195,24 @@ def make_job(
         master=settings.master,
     )
     return Job(language_model, how, settings, train, validation, memory, prompts)
+
+
+def _warn_of_no_effect(given: Mapping[str, Any], part: float, settings: Training) -> None:
+    if given.get("adapter") is not None:
+        idle = [name for name in given if name in _OF_ADAPTER]
+        idle += ["method"] if given.get("method") in ("dora", "rslora") else []
+        if idle:
+            warnings.warn(
+                f"without effect: {', '.join(idle)}, for the adapter to start from has its own",
+                MlxtxWarning,
+                stacklevel=3,
+            )
+    if part and not settings.validate_every:
+        warnings.warn(
+            "validation_part keeps records back that nothing looks at without validate_every",
+            MlxtxWarning,
+            stacklevel=3,
+        )
 
 
 def _are_samples(data: Any) -> bool:

@@ -74,7 +74,7 @@ def fuse(
     """Writes the fused model to ``out`` if it kept at least ``keep`` of the adapter's improvement.
 
     data: held-out text (as ``held_out`` reads it). dequantize: write all weights unpacked.
-    bits: pack the layers that had an adapter in so many bits, or "auto" for the fewest that
+    bits: pack the layers of a packed model that had an adapter in so many bits, or "auto" for the fewest that
     keep enough. force: write in any case. Raises MlxtxError with what was lost otherwise.
     """
     from mlxtx.checkpoint import load_model, resolve
@@ -93,6 +93,10 @@ def fuse(
     name = adapters.load(adapter)
     measured = _Measured(net, adapters, name, samples)
     fusing, stored = adapters_in(net), stored_dtype(folder)
+    if counts != (None,) and not any("scales" in adapter.base for adapter in fusing.values()):
+        raise MlxtxError(
+            f"{model} is not packed, so --bits has no effect: fuse without it, then convert"
+        )
     report = None
     for count in counts:
         put_in(net, fusing, stored, bits=count, dequantize=dequantize)

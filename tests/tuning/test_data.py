@@ -252,6 +252,13 @@ def test_the_folder_of_the_data_may_be_called_anything(tmp_path, name):
     assert data.train.good == GOOD[:2] and data.validation.good == GOOD[2:3]
 
 
+def test_a_file_that_names_two_splits_is_in_one(tmp_path):
+    write_jsonl(tmp_path / "dev_train.jsonl", GOOD[:2])
+    write_jsonl(tmp_path / "train-dev.jsonl", GOOD[2:3])
+    data = read_data(tmp_path)
+    assert data.train.good == GOOD[:2] and data.validation.good == GOOD[2:3]
+
+
 def test_folders_inside_tell_of_the_split(tmp_path):
     for name, records in {"train": GOOD[:2], "validation": GOOD[2:3], "test": GOOD}.items():
         (tmp_path / "dev" / "data" / name).mkdir(parents=True)

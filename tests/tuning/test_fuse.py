@@ -73,6 +73,12 @@ def test_an_unpacked_base_keeps_everything(made, tmp_path):
     np.testing.assert_allclose(fused.model(tokens), wanted.model(tokens), atol=1e-3)
 
 
+def test_bits_for_an_unpacked_base_are_refused(made, tmp_path):
+    with pytest.raises(MlxtxError, match="is not packed, so --bits has no effect"):
+        fuse(made / "plain", made / "plain-strong", tmp_path / "out", bits=4)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_strong_adapter_survives_four_bits(made, tmp_path):
     report = fuse(made / "packed", made / "packed-strong", tmp_path, data=made / "data.jsonl")
     assert report.written and report.kept >= 0.95 and report.bits == 4

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -17,7 +18,7 @@ import pytest
 from mlxtx.scripts import lora
 
 import mlxtx
-from mlxtx.errors import MlxtxError
+from mlxtx.errors import MlxtxError, MlxtxWarning
 from mlxtx.events import Progress
 from mlxtx.tiny_model import write_tiny_model
 from mlxtx.tuning import Adapters, preview
@@ -371,7 +372,7 @@ def test_a_killed_process_resumes_to_the_bit(folder, tmp_path):
 
 
 def test_a_list_of_records_is_split_as_a_file_is(folder):
-    job = make_job(folder / "model", RECORDS, validation_part=0.25)
+    job = make_job(folder / "model", RECORDS, validation_part=0.25, validate_every=1)
     assert (len(job.train.samples), len(job.validation.samples)) == (9, 3)
 
 
@@ -386,6 +387,20 @@ def test_weights_trained_whole_stay_in_an_adapter_that_goes_on(folder, tmp_path)
         for model in (mlxtx.load(folder / "model", adapter=a) for a in (first, second, None))
     )
     assert np.abs(wanted - found).max() < 1e-4 < np.abs(wanted - base).max()
+
+
+def test_options_without_effect_are_said(folder, tmp_path):
+    mlxtx.tune(folder / "model", folder, tmp_path, iters=1, rank=2)
+    given = {"adapter": str(tmp_path), "rank": 4, "dropout": 0.1, "method": "dora"}
+    with pytest.warns(MlxtxWarning, match="^without effect: rank, dropout, method, for the"):
+        make_job(folder / "model", RECORDS, **given)
+    with pytest.warns(MlxtxWarning, match="nothing looks at without validate_every"):
+        make_job(folder / "model", RECORDS, validation_part=0.25)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_job(
+            folder / "model", RECORDS, adapter=str(tmp_path), method="qlora", whole=["lm_head"]
+        )
 
 
 def test_a_full_training_does_not_write_over_its_model(folder, tmp_path):
