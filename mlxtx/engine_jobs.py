@@ -273,7 +273,8 @@ def _train(job: engine.Train, running: Running) -> Done:
 def _preview(job: engine.Preview, running: Running) -> Done:
     from mlxtx.tuning.finetune import preview
 
-    shown = preview(job.model, job.data, **job.options)
+    report = _without_loaded(running.report)
+    shown = preview(job.model, job.data, on_event=report, **job.options)
     return Done(reason="done", details=dict(shown))
 
 

@@ -79,6 +79,7 @@ class Bridge:
         self._make = make_engine
         self._chat = make_engine(self._take, engine_ended)
         self._desk: EngineLike | None = None
+        self._asked: set[int] = set()  # what the desk has not answered
         self._long: dict[int, tuple[EngineLike, float]] = {}
         self._numbers = itertools.count(1)
         self._watchers: dict[int, Watcher] = {}
@@ -103,6 +104,7 @@ class Bridge:
         self._watchers[number] = watcher
         if self._desk is None:
             self._desk = self._make(self._take, lambda message, detail: None)
+        self._asked.add(number)
         return self._desk.submit(job, number)
 
     def submit_long(self, job: Job, watcher: Watcher) -> int:
@@ -128,8 +130,11 @@ class Bridge:
             self._chat.submit(Stop(job=number), next(self._numbers))
 
     def forget(self, number: int) -> None:
-        """Drop whatever job ``number`` still says."""
+        """Drop whatever job ``number`` still says; a question that waits is not asked any more."""
         self._watchers.pop(number, None)
+        if number in self._asked and self._desk is not None:
+            self._asked.discard(number)
+            self._desk.submit(Stop(job=number), next(self._numbers))
 
     def _end_long(self, number: int) -> None:
         if number in self._long:
@@ -164,6 +169,7 @@ class Bridge:
         """Hand ``event`` to whoever submitted its job, unless that was forgotten meanwhile."""
         if watcher := self._watchers.get(event.job):
             if isinstance(event, (Done, Failed)):
+                self._asked.discard(event.job)
                 self.forget(event.job)
             watcher(event)
 

@@ -6,7 +6,7 @@ import asyncio
 
 from mlxtx.tui.bridge import RATE, Bridge, join
 
-from mlxtx.engine import Download, Generate, Job
+from mlxtx.engine import Download, Generate, Job, Search, Stop
 from mlxtx.events import Delta, Done, Event, Prefill, Progress, Stats
 from tests.tui.fakes import Script, until
 
@@ -109,3 +109,25 @@ async def test_a_long_job_that_does_not_stop_is_killed() -> None:
     await until(lambda: script.submitted(Download))
     recorder.bridge.stop(number)
     await until(lambda: script.engines[1].killed)
+
+
+async def test_a_question_that_was_forgotten_is_not_asked_any_more() -> None:
+    gate = asyncio.Event()
+    asked: list[str] = []
+
+    def search(job: Search) -> object:
+        asked.append(job.query)
+        yield gate
+        yield Done(reason="done", details={"models": []})
+
+    script = Script(Search=search)
+    recorder = Recorder(script)
+    numbers = [recorder.bridge.ask(Search(query=q), recorder.seen.append) for q in ("a", "b")]
+    await until(lambda: asked)
+    recorder.bridge.forget(numbers[0])
+    assert [stop.job for stop in script.submitted(Stop)] == numbers[:1]
+    gate.set()
+    await until(lambda: recorder.seen)
+    # What has its answer needs no word any more.
+    recorder.bridge.forget(numbers[1])
+    assert asked == ["a", "b"] and len(script.submitted(Stop)) == 1

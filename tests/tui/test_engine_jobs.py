@@ -21,6 +21,7 @@ from mlxtx.engine import (
     Engine,
     Generate,
     Load,
+    Pause,
     Plan,
     Preview,
     Search,
@@ -306,6 +307,19 @@ def test_the_makers_sampling_goes_before_defaults_and_after_what_was_chosen(
     assert desk.text(defaults={"seed": -1}, options=ours) != likeliest
     loaded(desk, model)
     assert desk.text(defaults=ours) != likeliest
+
+
+def test_a_dry_run_that_nobody_waits_for_ends_at_its_next_report(
+    desk: Desk, model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "data.jsonl").write_text('{"prompt": "Who?", "completion": "A helper."}\n' * 8)
+    desk.engine.submit(Pause(job=77))
+    desk.engine.submit(Preview(model=str(model), data=str(tmp_path / "data.jsonl")), 77)
+    while not desk.events.of(77):
+        time.sleep(0.01)
+    desk.engine.submit(Stop(job=77))
+    end = desk.events.wait_end(77)
+    assert isinstance(end, Done) and end.reason == "stopped"
 
 
 def test_the_plan_is_what_the_screen_needs(desk: Desk, model: Path) -> None:
