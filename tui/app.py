@@ -18,6 +18,7 @@ from mlxtx.tui.bridge import Bridge, EngineFactory
 from mlxtx.tui.clean import path_of
 from mlxtx.tui.conversation import Conversation
 from mlxtx.tui.jobs import Jobs, LongJob
+from mlxtx.tui.library import tidy_download
 from mlxtx.tui.model_state import ModelState
 from mlxtx.tui.screens.chat import ChatScreen
 from mlxtx.tui.services import Services, with_given
@@ -117,9 +118,10 @@ class MlxtxApp(Services):
         if self._problems:
             self.tell("In the settings:\n" + "\n".join(self._problems), "warning", timeout=12)
         if self.chat is not None:
-            earlier, typed = self.store.recent_texts(), self.chat.composer.sent
+            earlier, typed = self.store.recent_messages(), self.chat.composer.sent
             # Somebody may have sent a message before this came to be called.
-            self.chat.composer.sent = earlier + [text for text in typed if text not in earlier]
+            known = {text for text, _ in earlier}
+            self.chat.composer.sent = earlier + [sent for sent in typed if sent[0] not in known]
         if self.given.get("last") and (chats := self.store.chats()):
             self.open_chat(max(chats, key=lambda chat: chat.updated).id)
         self.ensure_model()  # which a message that was sent before has done already
@@ -217,6 +219,8 @@ class MlxtxApp(Services):
             self.chat.open(Conversation(self.store, found))
 
     def _job_changed(self, job: LongJob) -> None:
+        if job.kind == "download":
+            tidy_download(job.title, job.state)
         if job.state == "failed":
             self.tell(f"{job.label}: {job.message}", "error", timeout=15)
         elif job.state == "done":

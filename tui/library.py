@@ -15,6 +15,8 @@ from mlxtx.checkpoint.bundled import FOLDER as BUNDLED
 from mlxtx.checkpoint.bundled import NAME
 
 _LARGEST_HEADER = 100_000_000
+# Files that were worth a download, in our format or in others.
+_WEIGHTS = (".safetensors", ".gguf", ".bin", ".npz", ".pt", ".pth")
 
 
 @dataclass(frozen=True)
@@ -162,22 +164,17 @@ def adapter_base(adapter: Path) -> str:
         return ""
 
 
-def forget_download(repo: str) -> None:
-    """Remove what an unfinished download of ``repo`` has left in the Hub cache."""
-    folder = _cached_folder(repo)
-    forget_parts(repo)
-    if not any(_children(folder / "snapshots", "*/*.safetensors")):
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def forget_parts(repo: str) -> None:
-    """Remove half files of ``repo``: nobody goes on with those of a process that was killed."""
-    for part in _children(_cached_folder(repo) / "blobs", "*.incomplete"):
+def tidy_download(repo: str, state: str) -> None:
+    """Remove what a download of ``repo`` that is done or cancelled has left in the Hub cache: half
+    files, which nobody goes on with, and all of a repository that was given up without weights."""
+    if state not in ("done", "cancelled"):
+        return
+    folder = hub_cache() / ("models--" + repo.replace("/", "--"))
+    for part in _children(folder / "blobs", "*.incomplete"):
         part.unlink(missing_ok=True)
-
-
-def _cached_folder(repo: str) -> Path:
-    return hub_cache() / ("models--" + repo.replace("/", "--"))
+    files = _children(folder / "snapshots", "**/*")
+    if state == "cancelled" and not any(file.suffix in _WEIGHTS for file in files):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def delete_model(model: LocalModel) -> int:

@@ -255,14 +255,20 @@ class Store:
         for number in numbers:
             self._update("messages", number, {"deleted": None})
 
-    def recent_texts(self, limit: int = 100) -> list[str]:
-        """What was written last, oldest first: for the recall of the input."""
+    def recent_messages(self, limit: int = 100) -> list[tuple[str, list[dict[str, Any]]]]:
+        """What was written last, oldest first, with what was pasted: for the recall of the input.
+
+        Very long ones are left out: this is read at the start.
+        """
         rows = self._rows(
-            "SELECT text FROM messages WHERE role = 'user' AND deleted IS NULL "
-            "AND length(text) < 10000 ORDER BY id DESC LIMIT ?",
+            "SELECT text, CASE WHEN text LIKE '%[pasted text %' THEN attachments ELSE '[]' END "
+            "AS attachments FROM messages WHERE role = 'user' AND deleted IS NULL "
+            "AND length(text) < 10000 "
+            "AND (text NOT LIKE '%[pasted text %' OR length(attachments) < 200000) "
+            "ORDER BY id DESC LIMIT ?",
             limit,
         )
-        return [row["text"] for row in reversed(rows)]
+        return [(row["text"], json.loads(row["attachments"])) for row in reversed(rows)]
 
     # Search
 

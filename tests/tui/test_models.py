@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlxtx.tui.library import delete_model, local_models
+from mlxtx.tui.library import delete_model, local_models, tidy_download
 from mlxtx.tui.screens.models import ModelsScreen, plan_words
 
 from mlxtx.engine import Convert, Download, Load, Plan, Search
@@ -247,6 +247,45 @@ async def test_a_download_is_cancelled_after_a_question(tmp_path: Path) -> None:
         await pilot.press("y")
         await wait_until(pilot, lambda: app.jobs.all[0].state == "cancelled")
         assert not blobs.parent.exists(), "half a model is of no use"
+
+
+async def test_a_download_is_tidied_up_after_wherever_one_is(tmp_path: Path) -> None:
+    app = make_app(tmp_path, Script(Download=lambda job: [asyncio.Event()]))
+    blobs = Path(os.environ["HF_HUB_CACHE"]) / "models--org--small" / "blobs"
+    blobs.mkdir(parents=True)
+    async with app.run_test() as pilot:
+        job = app.jobs.start("download", "org/small", Download(repo="org/small"))
+        app.jobs.cancel(job)
+        await wait_until(pilot, lambda: job.state == "cancelled")
+        assert not blobs.parent.exists()
+
+
+@pytest.mark.parametrize("weights", ["a.gguf", "pytorch_model.bin", "4bit/model.safetensors"])
+def test_a_cancelled_download_keeps_weights_that_were_there(tmp_path: Path, weights: str) -> None:
+    repo = Path(os.environ["HF_HUB_CACHE"]) / "models--org--one"
+    file = repo / "snapshots" / "abc" / weights
+    half = repo / "blobs" / "x.incomplete"
+    for path in (file, half):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"1")
+    tidy_download("org/one", "paused")
+    assert half.exists()
+    tidy_download("org/one", "cancelled")
+    assert file.exists() and not half.exists()
+
+
+async def test_a_plan_that_failed_is_asked_for_again_when_one_comes_back(tmp_path: Path) -> None:
+    make_model(tmp_path / "m" / "alpha")
+    script = Script(Plan=fails("no route"))
+    app = app_with(tmp_path, script)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await pilot.press("f3")
+        await wait_until(pilot, lambda: "no route" in screen_text(app))
+        await pilot.press("escape")
+        script.answers["Plan"] = plan
+        await pilot.press("f3")
+        await wait_until(pilot, lambda: "52,000 tokens fit" in screen_text(app))
+        assert len(script.submitted(Plan)) == 2
 
 
 async def test_a_failed_download_says_why(tmp_path: Path) -> None:

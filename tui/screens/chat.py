@@ -13,7 +13,7 @@ from mlxtx.tui.reply import SAVE_SECONDS, Reply
 from mlxtx.tui.screens.chat_actions import ChatActions
 from mlxtx.tui.store import Message
 from mlxtx.tui.widgets.bars import Figures, Hints, Meters, TitleBar
-from mlxtx.tui.widgets.composer import Completions, Composer
+from mlxtx.tui.widgets.composer import Completions, Composer, expanded
 from mlxtx.tui.widgets.message import MessageView
 from mlxtx.tui.widgets.transcript import Transcript
 from textual.app import ComposeResult
@@ -44,6 +44,7 @@ _ONLY_GIVEN = ("presence_penalty", "frequency_penalty", "stop", "logit_bias", "p
 # Wait for a pause in the typing before files are read and counted.
 _COUNT_DELAY = 0.4
 _CHARACTERS_A_TOKEN = 4
+_CountKey = tuple[str, int, str]
 
 
 class ChatScreen(ChatActions):
@@ -58,7 +59,7 @@ class ChatScreen(ChatActions):
         self.queue: list[tuple[str, list[dict[str, Any]]]] = []
         self.editing: Message | None = None
         self.undo_deleted: list[tuple[str, Any]] = []
-        self._counted: dict[str, int] = {}
+        self._counted: dict[_CountKey, int] = {}
 
     def compose(self) -> ComposeResult:
         completions = Completions()
@@ -163,10 +164,10 @@ class ChatScreen(ChatActions):
 
     def on_composer_submitted(self, event: Composer.Submitted) -> None:
         event.stop()
-        if not self._run_command(event.text):
+        if not self._run_command(event.text, event.pastes):
             self.send(event.text, event.pastes)
 
-    def _run_command(self, text: str) -> bool:
+    def _run_command(self, text: str, pastes: list[dict[str, Any]]) -> bool:
         """Run a slash command; False when ``text`` is none (a path may begin with a slash)."""
         if not text.startswith("/"):
             return False
@@ -178,11 +179,11 @@ class ChatScreen(ChatActions):
             self.app.tell(
                 f"There is no command /{one_line(name, 30)}. /help lists them.", "warning"
             )
-            self.composer.fill(text)
+            self.composer.give_back((text, pastes))
             return True
         target: Any = self.app if action.area == "app" else self
         method = getattr(target, f"action_{action.name}")
-        result = method(rest.strip()) if action.usage else method()
+        result = method(expanded(rest, pastes).strip()) if action.usage else method()
         if result is not None:
             self.app.run_worker(result)
         return True
@@ -203,7 +204,7 @@ class ChatScreen(ChatActions):
         for part in attachments:
             if "note" in part:
                 self.app.tell(part.pop("note"), "warning")
-            part["tokens"] = self._counted.get(part["name"])
+            part["tokens"] = self._counted.get(self._count_key(part))
         parent = self.editing.parent if self.editing else self.conversation.chat.head
         self.end_editing()
         self.composer.border_subtitle = None
@@ -363,20 +364,24 @@ class ChatScreen(ChatActions):
             except MlxtxError as error:
                 shown.append(str(error))
                 continue
-            name, text = part["name"], prompt_text(Message(attachments=[part]))
-            if name in self._counted:
-                shown.append(f"{path.name}: {self._counted[name]:,} tokens")
+            key, text = self._count_key(part), prompt_text(Message(attachments=[part]))
+            if key in self._counted:
+                shown.append(f"{path.name}: {self._counted[key]:,} tokens")
                 continue
             about = max(1, len(text) // _CHARACTERS_A_TOKEN)
             shown.append(f"{path.name}: {size(part['bytes'])}, about {about:,} tokens")
             if self.app.model.state == "ready" and self.reply is None:
-                self.app.bridge.submit(Count(text=text), self._counted_watcher(name))
+                self.app.bridge.submit(Count(text=text), self._counted_watcher(key))
         self.composer.border_subtitle = one_line(" · ".join(shown), 90) or None
 
-    def _counted_watcher(self, name: str) -> Any:
+    def _count_key(self, part: dict[str, Any]) -> _CountKey:
+        """What its number of tokens depends on: the file as it is now, and the model."""
+        return part["name"], hash(part["text"]), self.app.model.name
+
+    def _counted_watcher(self, key: _CountKey) -> Any:
         def take(event: Event) -> None:
             if isinstance(event, Done) and "tokens" in event.details:
-                self._counted[name] = event.details["tokens"]
+                self._counted[key] = event.details["tokens"]
                 self._count_files()
 
         return take

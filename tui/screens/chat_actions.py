@@ -199,7 +199,7 @@ class ChatActions(Screen[None]):
             self.conversation.rename(one_line(title, 120))
             self.show_status()
         else:
-            self.composer.fill(f"/rename {self.conversation.chat.title}")
+            self.composer.rewrite(f"/rename {self.conversation.chat.title}", [])
 
     def action_delete(self) -> None:
         number = self.conversation.chat.id
@@ -283,7 +283,7 @@ class ChatActions(Screen[None]):
 
     def action_attach(self, path: str = "") -> None:
         quoted = f'@"{path}"' if " " in path else f"@{path}"
-        self.composer.fill(f"{quoted} ")
+        self.composer.insert(f"{quoted} ")
         self.composer.focus()
 
     # Copying and saving

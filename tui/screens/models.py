@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mlxtx.tui.actions import bindings
 from mlxtx.tui.clean import one_line, size
 from mlxtx.tui.jobs import LongJob
-from mlxtx.tui.library import LocalModel, delete_model, forget_download, forget_parts, local_models
+from mlxtx.tui.library import LocalModel, delete_model, local_models
 from mlxtx.tui.screens.dialogs import Confirm
 from mlxtx.tui.widgets.bars import Hints, TitleBar
 from mlxtx.tui.widgets.rows import Column, Row, Rows
@@ -72,6 +72,9 @@ class ModelsScreen(Screen[None]):
 
     def on_mount(self) -> None:
         self.app.jobs_listeners.append(self.job_changed)
+        # A plan that failed is asked for again: there may be a network now.
+        plans = self.app.plans.items()
+        self.app.plans = {k: plan for k, plan in plans if isinstance(plan, dict) or plan == "…"}
         self._show()
         self._show_jobs()
 
@@ -339,10 +342,6 @@ class ModelsScreen(Screen[None]):
         self.app.push_screen(Confirm(f"Cancel: {job.label}?"), done)
 
     def job_changed(self, job: LongJob) -> None:
-        if job.state == "cancelled" and job.kind == "download":
-            forget_download(job.title)
-        elif job.state == "done" and job.kind == "download":
-            forget_parts(job.title)
         if not job.open:
             self._local = local_models(self.app.model_folders)
             self._redraw()

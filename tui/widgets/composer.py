@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from mlxtx.tui import attach
@@ -21,6 +22,19 @@ _LONGEST_PASTE_LINES = 60
 _PASTE_MARK = re.compile(r"\[pasted text (\d+): [^\]]*\]")
 _WORD = re.compile(r"(?:^|\s)@(\S*)$")
 _SHOWN_COMPLETIONS = 8
+
+
+def expanded(
+    text: str, pastes: list[dict[str, Any]], write: Callable[[str], str] = lambda pasted: pasted
+) -> str:
+    """``text`` with its long ``pastes``, as ``write`` writes each, in place of their marks."""
+    pasted = {part["name"]: part["text"] for part in pastes}
+
+    def whole(match: re.Match[str]) -> str:
+        name = f"pasted text {match[1]}"
+        return write(pasted[name]) if name in pasted else match[0]
+
+    return _PASTE_MARK.sub(whole, text)
 
 
 class Completions(Widget):
@@ -78,7 +92,7 @@ class Composer(TextArea):
             compact=True,
         )
         self.completions = completions
-        self.sent: list[str] = []
+        self.sent: list[tuple[str, list[dict[str, Any]]]] = []
         self._recalled: int | None = None
         self._draft = ""
         self._pastes: dict[int, str] = {}
@@ -94,17 +108,18 @@ class Composer(TextArea):
         text = self.text.strip()
         if not text:
             return
-        pastes = []
-        for number in map(int, _PASTE_MARK.findall(text)):
-            if number in self._pastes:
-                pasted = self._pastes[number]
-                name = f"pasted text {number}"
-                pastes.append({"name": name, "text": pasted, "bytes": len(pasted.encode())})
-        if not self.sent or self.sent[-1] != text:
-            self.sent.append(text)
+        pastes = self._pasted(text)
+        if not self.sent or self.sent[-1] != (text, pastes):
+            self.sent.append((text, pastes))
         self._pastes.clear()
         self.clear_text()
         self.post_message(self.Submitted(text, pastes))
+
+    def _pasted(self, text: str) -> list[dict[str, Any]]:
+        """The long pastes whose marks are in ``text``, as attachments."""
+        numbers = [int(n) for n in _PASTE_MARK.findall(text) if int(n) in self._pastes]
+        pasted = {f"pasted text {number}": self._pastes[number] for number in numbers}
+        return [{"name": n, "text": t, "bytes": len(t.encode())} for n, t in pasted.items()]
 
     def clear_text(self) -> None:
         self._recalled = None
@@ -124,19 +139,13 @@ class Composer(TextArea):
     def rewrite(self, text: str, attachments: list[dict[str, Any]]) -> None:
         """Put a message in the input; what stood there comes back with Up."""
         if self.text.strip():
-            self.sent.append(self.text)
+            self.sent.append((self.text, self._pasted(self.text)))
         self._recalled = None
         self.fill(self._with_pastes(text, attachments))
 
     def _with_pastes(self, text: str, attachments: list[dict[str, Any]]) -> str:
         """``text``, whose marks stand for its long pastes again."""
-        pasted = {part["name"]: part["text"] for part in attachments}
-
-        def mark(match: re.Match[str]) -> str:
-            name = f"pasted text {match[1]}"
-            return self._mark(pasted[name]) if name in pasted else match[0]
-
-        return _PASTE_MARK.sub(mark, text)
+        return expanded(text, attachments, self._mark)
 
     def _mark(self, text: str) -> str:
         """What stands for a long paste in the input."""
@@ -196,7 +205,7 @@ class Composer(TextArea):
         elif at >= 0:
             if self._recalled is None:
                 self._draft = self.text
-            self.fill(self.sent[at])
+            self.fill(self._with_pastes(*self.sent[at]))
             self._recalled = at
 
     # Pasting
