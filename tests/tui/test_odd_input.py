@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlxtx.tui import attach
+from mlxtx.tui.screens.dialogs import Ask
 from textual import events
 
-from mlxtx.engine import Generate, Load, Stop
+from mlxtx.engine import Count, Generate, Load, Stop
 from mlxtx.events import Failed
 from tests.tui.fakes import Script, ask, loaded, make_app, reply, toasts, wait_until
 
@@ -107,7 +109,7 @@ async def test_a_long_paste_is_edited_with_its_message(tmp_path: Path) -> None:
         app.chat.action_edit()
         await pilot.press("end", "!", "enter")
         await wait_until(pilot, lambda: len(script.submitted(Generate)) == 2)
-        assert app.chat.composer.sent[-2] == "a draft"
+        assert app.chat.composer.sent[-2] == ("a draft", [])
     content = script.submitted(Generate)[1].messages[0]["content"]
     assert LONG in content and content.endswith("!")
 
@@ -230,3 +232,107 @@ async def test_an_input_without_a_column_is_drawn(tmp_path: Path) -> None:
         app.chat.composer.styles.padding = 0
         await ask(pilot, "hi")
         assert app.chat.conversation.path()[-1].text == "Hello **there**."
+
+
+async def paste(pilot: Any, text: str) -> None:
+    before = pilot.app.chat.composer.text
+    pilot.app.chat.composer.post_message(events.Paste(text))
+    await wait_until(pilot, lambda: pilot.app.chat.composer.text != before)
+
+
+async def test_a_command_takes_what_was_pasted_not_its_mark(tmp_path: Path) -> None:
+    script = Script()
+    app = make_app(tmp_path, script)
+    async with app.run_test() as pilot:
+        app.chat.composer.fill("/system ")
+        await paste(pilot, LONG)
+        await pilot.press("enter")
+        await ask(pilot, "hi")
+        assert script.submitted(Generate)[0].messages[0]["content"] == LONG.strip()
+        app.chat.composer.fill("/sistem ")
+        await paste(pilot, LONG)
+        await pilot.press("enter")
+        await wait_until(pilot, lambda: app.chat.composer.text.startswith("/sistem [pasted text"))
+        app.chat.composer.move_cursor((0, 0))
+        app.chat.composer.insert("no ")  # and so it is no command
+        await pilot.press("enter")
+        await wait_until(pilot, lambda: len(script.submitted(Generate)) == 2)
+    assert LONG in script.submitted(Generate)[1].messages[-1]["content"]
+
+
+async def recall_and_send(pilot: Any, script: Script, count: int) -> None:
+    await wait_until(pilot, lambda: pilot.app.chat.composer.sent)
+    await pilot.press("up", "enter")
+    await wait_until(pilot, lambda: len(script.submitted(Generate)) == count)
+    content = script.submitted(Generate)[-1].messages[-1]["content"]
+    assert LONG in content and content.endswith("]")
+
+
+async def test_what_was_pasted_is_recalled_with_its_message_also_after_a_start(
+    tmp_path: Path,
+) -> None:
+    script = Script()
+    app = make_app(tmp_path, script)
+    async with app.run_test() as pilot:
+        app.chat.composer.fill("look: ")
+        await paste(pilot, LONG)
+        await pilot.press("enter")
+        await wait_until(pilot, lambda: script.submitted(Generate) and not app.chat.reply)
+        app.chat.action_new()
+        await recall_and_send(pilot, script, 2)
+    async with make_app(tmp_path, script).run_test() as pilot:
+        await recall_and_send(pilot, script, 3)
+
+
+async def test_what_the_palette_writes_leaves_the_draft(tmp_path: Path) -> None:
+    app = make_app(tmp_path, Script())
+    async with app.run_test() as pilot:
+        app.chat.composer.fill("a draft ")
+        app.chat.action_attach("notes.md")
+        assert app.chat.composer.text == "a draft @notes.md "
+        app.chat.action_rename()
+        assert app.chat.composer.text == "/rename "
+        app.chat.composer.clear_text()
+        await pilot.press("up")
+        assert app.chat.composer.text == "a draft @notes.md "
+
+
+async def test_a_file_that_changed_is_counted_again(tmp_path: Path) -> None:
+    script = Script()
+    app = make_app(tmp_path, script)
+    file = tmp_path / "notes.md"
+    async with app.run_test(size=(140, 30)) as pilot:
+        await wait_until(pilot, lambda: app.model.state == "ready")
+        for text in ("short", "a good deal longer"):
+            file.write_text(text)
+            app.chat.composer.fill(f"@{file} {text}")
+            app.chat._count_files()
+            await wait_until(pilot, lambda: app.chat.composer.border_subtitle.endswith("tokens"))
+            await pilot.pause(0.1)
+        counts = [len(job.text) // 3 for job in script.submitted(Count)]
+        assert counts[0] < counts[-1]
+        assert app.chat.composer.border_subtitle == f"notes.md: {counts[-1]} tokens"
+
+
+async def test_two_enters_at_once_close_one_screen(tmp_path: Path) -> None:
+    answers: list[str | None] = []
+    app = make_app(tmp_path, Script())
+    async with app.run_test(size=(100, 30)) as pilot:
+        await pilot.press("f3")
+        await wait_until(pilot, lambda: len(app.screen_stack) == 2)
+        app.push_screen(Ask("Its name"), answers.append)
+        await wait_until(pilot, lambda: len(app.screen_stack) == 3)
+        await pilot.pause()
+        for _ in range(2):
+            app.post_message(events.Key("enter", "\r"))
+        await wait_until(pilot, lambda: answers)
+        assert answers == [""] and len(app.screen_stack) == 2
+
+
+async def test_settings_over_the_panel_keep_what_was_typed_in_it(tmp_path: Path) -> None:
+    app = make_app(tmp_path, Script())
+    async with app.run_test(size=(100, 30)) as pilot:
+        await pilot.press("ctrl+s")
+        await wait_until(pilot, lambda: len(app.screen_stack) == 2)
+        await pilot.press(*"Be brief", "f6")
+        await wait_until(pilot, lambda: app.chat.system == "Be brief")

@@ -68,6 +68,8 @@ class ConvertScreen(ModalScreen[None]):
         self.action_start()
 
     def action_start(self) -> None:
+        if not self.is_active:  # two Enters may come before the first has closed it
+            return
         bits, recipe, group = self.bits.value, self.recipe.value, self.group.value
         options: dict[str, Any] = {"group_size": int(group)}
         if recipe != _RECIPES[0]:

@@ -55,4 +55,5 @@ class Ask(ModalScreen[str | None]):
             )  # fmt: skip
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        self.dismiss(event.value.strip())
+        if self.is_active:  # two Enters may come before the first has closed it
+            self.dismiss(event.value.strip())

@@ -33,6 +33,8 @@ class SamplingScreen(ModalScreen[None]):
     def __init__(self, chat: ChatActions) -> None:
         super().__init__()
         self._chat = chat
+        self._conversation = chat.conversation
+        self.fields: list[Input] = []
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(classes="panel", can_focus=False):
@@ -105,6 +107,11 @@ class SamplingScreen(ModalScreen[None]):
     def action_close(self) -> None:
         self._apply()
         self.dismiss()
+
+    def on_unmount(self) -> None:
+        # Keys that open another screen take this one away without closing it.
+        if self.fields and self._chat.conversation is self._conversation:
+            self._apply()
 
     def _apply(self) -> None:
         if values := self._values():
