@@ -60,8 +60,8 @@ class Generate(Job):
     """Answer ``messages`` ({"role", "content"} each); ``options`` go to ``LanguageModel.stream``.
 
     ``defaults``: options that give way to how the model's makers would sample, which is known when
-    it is loaded. A seed below 0 is none. The cache is kept from one job to the next, so that only what is new in a chat is read.
-    ``goes_on``: the last message is the beginning of the answer.
+    it is loaded. A seed below 0 is none. The cache is kept from one job to the next, so that only
+    what is new in a chat is read. ``goes_on``: the last message is the beginning of the answer.
     """
 
     messages: list[dict[str, Any]]

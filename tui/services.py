@@ -20,6 +20,8 @@ from mlxtx import settings as user_settings
 from mlxtx.errors import MlxtxError
 
 if TYPE_CHECKING:
+    from mlxtx.tui.bridge import Bridge
+    from mlxtx.tui.jobs import Jobs
     from mlxtx.tui.screens.chat import ChatScreen
 
 
@@ -40,6 +42,8 @@ class Services(App[None]):
     """Mixed into the app."""
 
     chat: ChatScreen | None
+    bridge: Bridge
+    jobs: Jobs
     copied_with: str = ""
     settings: user_settings.Settings
     _problems: list[str]
@@ -187,3 +191,19 @@ class Services(App[None]):
         deleted.remove(last)
         self.store.restore_chat(last[1])
         return True
+
+    # Leaving
+
+    async def action_quit(self) -> None:
+        """Leave. A training run saves its state before, at the end of the batch it is at: what is
+        on the screen says so meanwhile."""
+        running = [job for job in self.jobs.all if job.kind == "train" and job.state == "running"]
+        if running:
+            self.tell("The training run saves its state. mlxtx leaves after that.", timeout=600)
+            self.run_worker(self._leave(), exclusive=True, group="leaving")
+        else:
+            self.exit()
+
+    async def _leave(self) -> None:
+        await self.bridge.close()
+        self.exit()

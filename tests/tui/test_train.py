@@ -13,7 +13,7 @@ from mlxtx.tui.training import TrainRun, read_run
 
 from mlxtx.engine import Load, Preview, Train, Unload
 from mlxtx.events import Done, Event, Progress
-from tests.tui.fakes import Script, fails, make_app, screen_text, toasts, wait_until
+from tests.tui.fakes import Script, fails, make_app, screen_text, toasts, until, wait_until
 
 FOUND = {
     "samples": [[["<user>Who?<assistant>", False], ["A helper.", True], ["\x1b[2J", False]]],
@@ -91,6 +91,28 @@ async def test_a_dry_run_that_fails_says_why(tmp_path: Path) -> None:
         await open_form(pilot)
         await pilot.press("ctrl+r")
         await wait_until(pilot, lambda: "there is no file data.jsonl" in screen_text(app))
+
+
+async def test_leaving_says_that_it_waits_for_the_state_of_a_run(tmp_path: Path) -> None:
+    script, saved = Script(Train=training(asyncio.Event())), asyncio.Event()
+    app = make_app(tmp_path, script)
+    async with app.run_test(size=(110, 34)) as pilot:
+        await open_form(pilot)
+        await pilot.press("ctrl+s")
+        await wait_until(pilot, lambda: "step 100/200" in screen_text(app))
+        engine = script.engines[-1]
+        close = engine.close
+
+        async def slowly(timeout: float = 1.0) -> None:
+            await saved.wait()
+            await close(timeout)
+
+        engine.close = slowly  # type: ignore[method-assign]
+        await pilot.press("ctrl+q")
+        await wait_until(pilot, lambda: any("saves its state" in toast for toast in toasts(app)))
+        assert not app._exit
+        saved.set()
+        await until(lambda: app._exit)
 
 
 async def test_start_plot_pause_resume_and_chat(tmp_path: Path) -> None:
