@@ -198,7 +198,7 @@ class ShardWriter:
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """While this process writes ``folder`` (made when missing) no other does, wherever the file
-    system can tell."""
+    system can tell. What a killed run left half-written is taken away."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
@@ -209,6 +209,8 @@ def alone(folder: Path) -> Iterator[None]:
                 f"{folder} is being written by another conversion; wait for it, or choose another"
                 " folder"
             ) from None
+        for left in folder.glob(".*.partial"):
+            left.unlink()
         yield
 
 

@@ -77,6 +77,19 @@ def test_another_plan_starts_anew(tmp_path, monkeypatch):
     assert digest(tmp_path / "out") == digest(tmp_path / "fresh")
 
 
+def test_what_a_killed_run_left_half_written_is_not_published(tmp_path):
+    write_llama(tmp_path / "source")
+
+    def stop(event):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        mlxtx.convert(tmp_path / "source", tmp_path / "out", bits=4, on_event=stop)
+    (tmp_path / "out.partial" / ".config.json.123.partial").write_text("{half")
+    mlxtx.convert(tmp_path / "source", tmp_path / "out", bits=4)
+    assert not list((tmp_path / "out").glob(".*"))
+
+
 def test_a_journal_that_lies_is_not_believed(tmp_path):
     layout = {"a": ("U8", (8,)), "b": ("U8", (4,))}
 
