@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from . import attention_decode, attention_prefill, dispatch, rope
 from .attention_reference import AttentionOptions, Rows
-from .kv_quantize import kv_quantize, rotation_block
+from .kv_quantize import QuantizedRows, kv_quantize, rotation_block
 
 
 def warm_up(
@@ -66,6 +66,7 @@ def warm_up(
             x if bits is None else kv_quantize(x, bits=bits, group_size=group_size, rotate=rotate)
             for x, bits in zip(plain, (key_bits, value_bits), strict=True)
         )
+        values = None if latent else values
         shared: AttentionOptions = {
             "lengths": [rows],
             "scale": 1.0,
@@ -79,12 +80,11 @@ def warm_up(
         for count in queries:
             q = mx.zeros((1, heads, count, head_dim), dtype=dtype)
             step = attention_decode.attention_decode
-            ran += _runs("attention_decode", step, q, keys, None if latent else values, **shared)
+            ran += _runs("attention_decode", step, q, keys, values, **shared)
         if prompt and not masked:
             q = mx.zeros((1, heads, 32, head_dim), dtype=dtype)
-            quantized = key_bits is not None or value_bits is not None
-            whole = _prompt(q, keys, None if latent else values, quantized, shared)
-            ran += _runs("attention_prefill", whole, q, keys, None if latent else values, **shared)
+            whole = _prompt(q, keys, values, shared)
+            ran += _runs("attention_prefill", whole, q, keys, values, **shared)
     if not latent:
         weight = mx.ones((head_dim,), dtype=dtype)
         dims = rotated_dims or head_dim
@@ -109,10 +109,11 @@ def warm_up(
 
 
 def _prompt(
-    q: mx.array, keys: Rows, values: Rows | None, quantized: bool, options: AttentionOptions
+    q: mx.array, keys: Rows, values: Rows | None, options: AttentionOptions
 ) -> Callable[..., mx.array]:
     """What attends when a prompt is read. MLX's kernel gets short quantized caches, unpacked; long
     ones are for ours, which has to be tried as well."""
+    quantized = isinstance(keys, QuantizedRows) or isinstance(values, QuantizedRows)
     supported = attention_prefill.supports(q, keys, values, options.get("value_dim"))
     ours = dispatch.choose("attention_prefill", supported=supported) == "kernel"
     return attention_prefill.launch if quantized and ours else attention_prefill.attention_prefill

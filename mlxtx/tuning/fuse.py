@@ -74,8 +74,8 @@ def fuse(
     """Writes the fused model to ``out`` if it kept at least ``keep`` of the adapter's improvement.
 
     data: held-out text (as ``held_out`` reads it). dequantize: write all weights unpacked.
-    bits: pack the layers of a packed model that had an adapter in so many bits, or "auto" for the fewest that
-    keep enough. force: write in any case. Raises MlxtxError with what was lost otherwise.
+    bits: pack the layers of a packed model that had an adapter in so many bits, or "auto" for the
+    fewest that keep enough. force: write in any case. Raises MlxtxError with what was lost otherwise.
     """
     from mlxtx.checkpoint import load_model, resolve
     from mlxtx.language_model import LanguageModel

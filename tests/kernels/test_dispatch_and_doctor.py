@@ -230,7 +230,7 @@ def test_warm_up_tries_the_kernels_that_this_kind_of_layer_will_use(layer, kerne
 
 
 @needs_emulator
-def test_warm_up_compiles_the_variant_with_the_types_of_norms_and_sinks(monkeypatch):
+def test_warm_up_compiles_the_variant_with_the_types_of_norms_and_sinks():
     """A kernel's variants differ by the types of all its inputs."""
     shape = {"heads": 4, "kv_heads": 2, "head_dim": 64, "dtype": mx.float16}
     layer = {"q_norm": True, "k_norm": True, "sinks": True, "softcap": 30.0}
