@@ -62,11 +62,11 @@ def warm_up(
     # A buffer long enough for the split into blocks, and one short enough for a single pass.
     for rows in (numbers.single_pass_rows, 2 * numbers.single_pass_rows + 64):
         plain = [mx.zeros((1, kv_heads, rows, dim), dtype=dtype) for dim in (head_dim, value_dim)]
-        keys, values = (
+        keys, beside = (
             x if bits is None else kv_quantize(x, bits=bits, group_size=group_size, rotate=rotate)
             for x, bits in zip(plain, (key_bits, value_bits), strict=True)
         )
-        values = None if latent else values
+        values = None if latent else beside
         shared: AttentionOptions = {
             "lengths": [rows],
             "scale": 1.0,
