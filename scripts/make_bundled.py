@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,30 +26,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pack", type=Path, metavar="DIR", help="write the checkpoint to ship")
     parser.add_argument("--questions", default="200", help="compare settings on so many questions")
     args = parser.parse_args(argv)
-    made = [make(stage, args.runs) for stage in STAGES]
+    for name, options in STAGES.items():
+        make(args.runs / name, options.split(), STAGES)
+    judge = ["--out", str(args.runs / name), "--evaluate", "--questions", args.questions]
     packed = ["--pack", str(args.pack)] if args.pack else []
-    subprocess.run(
-        [*TRAIN, "--out", str(made[-1]), "--evaluate", "--questions", args.questions, *packed],
-        check=True,
-    )
+    subprocess.run([*TRAIN, *judge, *packed], check=True)
     return 0
 
 
-def make(stage: str, runs: Path) -> Path:
-    """Trains one stage, or what is left of it; gives its folder."""
+def make(out: Path, options: Sequence[str], names: Collection[str]) -> None:
+    """Makes one stage, or what is left of it. ``names`` are those of all stages."""
     from mlxtx.tuning.state import StateFolder
 
-    words = stage.split()
-    for option in ("--out", "--finish", "--head"):
-        if option in words:
-            place = words.index(option) + 1
-            words[place] = str(runs / words[place])
-    out = Path(words[words.index("--out") + 1])
     saved = StateFolder(out / "state").steps()
-    if not saved or saved[-1] < int(words[words.index("--steps") + 1]):
-        print(stage, flush=True)
-        subprocess.run([*TRAIN, *words, "--resume"], check=True)
-    return out
+    if saved and saved[-1] == int(options[options.index("--steps") + 1]):
+        return
+    words = [str(out.parent / word) if word in names else word for word in options]
+    print(out.name, *options, flush=True)
+    subprocess.run([*TRAIN, "--out", str(out), *words, "--resume"], check=True)
 
 
 if __name__ == "__main__":

@@ -85,6 +85,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="RUN",
         help="train only the extra head, for the token after next, beside the weights of RUN",
     )
+    parser.add_argument(
+        "--mean",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="train nothing: take the mean of the weights that these runs ended with",
+    )
     parser.add_argument("--constant", action="store_true", help="keep the learning rate")
     parser.add_argument(
         "--choice-weight", type=float, default=4.0, help="of the tokens that choose an answer"
@@ -118,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         pack(args)
     if not (args.evaluate or args.pack):
         prepare(args)
-        train(args)
+        (mean if args.mean else train)(args)
     return 0
 
 
@@ -137,18 +144,23 @@ def prepare(args: argparse.Namespace) -> None:
     from training.bundled.vocabulary import as_read, train_vocabulary, write_tokenizer
 
     data = args.out / "data"
-    if (args.out / "model" / "tokenizer.model").is_file() and (data / "train.jsonl").is_file():
+    if (args.out / "model" / "tokenizer.model").is_file():  # which is written last
         return
     data.mkdir(parents=True, exist_ok=True)
-    rows = list(training_set(args.conversations, args.seed, args.cut, dict(args.share)))
-    write_jsonl(rows, data / "train.jsonl")
-    write_jsonl(list(training_set(300, args.seed + 1)), data / "valid.jsonl")
     write_jsonl(held_out(), data / "held_out.jsonl")
-    if before := args.finish or args.head:
-        shutil.copytree(before / "model", args.out / "model", dirs_exist_ok=True)
+    if not args.mean:
+        rows = list(training_set(args.conversations, args.seed, args.cut, dict(args.share)))
+        write_jsonl(rows, data / "train.jsonl")
+    if before := runs_before(args):
+        shutil.copytree(before[0] / "model", args.out / "model", dirs_exist_ok=True)
         return
     texts = (as_read(m) for row in rows[:20_000] for m in row["messages"])
     write_tokenizer(args.out / "model", train_vocabulary(texts, CONFIG["vocab_size"]))
+
+
+def runs_before(args: argparse.Namespace) -> list[Path]:
+    """The runs that this one begins from."""
+    return args.mean or [run for run in (args.finish or args.head,) if run]
 
 
 def train(args: argparse.Namespace) -> None:
@@ -197,8 +209,22 @@ def train(args: argparse.Namespace) -> None:
         take_decoder(trainer, args.head)
     if not (args.resume and trainer.resume()):
         step = begin_from(trainer, args.finish) if args.finish else None
-        note_command(args.finish or args.head, args.out, step)
+        note_command(runs_before(args), args.out, step)
     trainer.run()
+
+
+def mean(args: argparse.Namespace) -> None:
+    """Writes the mean of the weights of runs that went different ways from the same one: more
+    accurate than any of them (Wortsman et al. 2022, "Model soups", arXiv 2203.05482)."""
+    import mlx.core as mx
+
+    from training.bundled.packing import load_weights
+
+    ends = [load_weights(run / "model") for run in args.mean]
+    weights = {name: sum(end[name] for end in ends) / len(ends) for name in ends[0]}
+    mx.eval(weights)
+    write_weights(weights, args.out)
+    note_command(args.mean, args.out)
 
 
 def begin_from(trainer, run: Path) -> int:
@@ -226,10 +252,10 @@ def take_decoder(trainer, run: Path) -> None:
     trainer.model.update(tree_unflatten(list(load_weights(run / "model").items())))
 
 
-def note_command(run: Path | None, out: Path, step: int | None) -> None:
-    """Notes this command behind those that led to ``run``, and where that run was taken over at a
+def note_command(runs: Sequence[Path], out: Path, step: int | None = None) -> None:
+    """Notes this command behind those that led to ``runs``, and where a run was taken over at a
     ``step`` before its end."""
-    lines = history(run) if run else []
+    lines = list(dict.fromkeys(line for run in runs for line in history(run)))
     if lines and step is not None and f"--steps {step} " not in lines[-1] + " ":
         lines[-1] += f"  # stopped at step {step}"
     (out / "history.txt").write_text("\n".join([*lines, command()]) + "\n")
@@ -328,11 +354,13 @@ def pack(args: argparse.Namespace) -> None:
 
 
 def stages(out: Path) -> str:
-    """A line for each stage that led to ``out``: steps, tokens, the last loss and the date."""
+    """A line for each training that led to ``out``: steps, tokens, the last loss and the date."""
     lines = []
     for command_line in history(out):
         words = command_line.split()
         metrics = out.parent / words[words.index("--out") + 1] / "metrics.jsonl"
+        if "--mean" in words:
+            continue
         rows = [json.loads(line) for line in metrics.read_text().splitlines()]
         last = [row for row in rows if row["stage"] == "train"][-1]
         date = datetime.date.fromtimestamp(metrics.stat().st_mtime).isoformat()
@@ -343,13 +371,17 @@ def stages(out: Path) -> str:
     return "\n".join(lines)
 
 
-def save(model, folder: Path) -> None:
-    import mlx.core as mx
+def save(model, out: Path) -> None:
     from mlx.utils import tree_flatten
 
-    folder = folder / "model"
+    write_weights(dict(tree_flatten(model.parameters())), out)
+
+
+def write_weights(weights, out: Path) -> None:
+    import mlx.core as mx
+
+    folder = out / "model"
     folder.mkdir(parents=True, exist_ok=True)
-    weights = dict(tree_flatten(model.parameters()))
     mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
     (folder / "config.json").write_text(json.dumps(CONFIG, indent=1) + "\n")
 
