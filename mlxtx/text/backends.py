@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,10 @@ from mlxtx.text.pieces import ByteFallback, Map, Step, StripStart, run, steps_fo
 
 class Pieces(Protocol):
     special: set[int]
+
+    def mark_special(self, contents: Iterable[str]) -> None:
+        """What is in the vocabulary of ``contents`` is an added token and no text from now on."""
+        ...
 
     def encode(self, text: str, *, add_special: bool) -> list[int]: ...
 
@@ -33,11 +37,12 @@ class Pieces(Protocol):
     def steps(self) -> list[Step]: ...
 
 
-AddedToken = dict[str, Any]  # content, special, lstrip, rstrip, single_word, normalized
+AddedToken = dict[str, Any]  # content and flags
+_FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
 
 
 class TokenizersPieces:
-    """``tokenizer.json``, with the added tokens of ``tokenizer_config.json`` that it lacks."""
+    """``tokenizer.json``, with the added tokens, and their flags, of ``tokenizer_config.json``."""
 
     def __init__(self, path: Path, added: dict[int, AddedToken]) -> None:
         import tokenizers
@@ -50,27 +55,41 @@ class TokenizersPieces:
         self.inner.no_truncation()
         self.inner.no_padding()
         self._add(added, path)
-        held = self.inner.get_added_tokens_decoder()
-        self.special = {token for token, entry in held.items() if entry.special}
         self.decoder = self._decoder_entry()
 
     def _add(self, added: dict[int, AddedToken], path: Path) -> None:
-        from tokenizers import AddedToken as Token
-
         held = {entry.content for entry in self.inner.get_added_tokens_decoder().values()}
-        for token, entry in sorted(added.items()):
-            if entry["content"] in held:
-                continue
-            flags = {name: bool(entry.get(name, False)) for name in ("lstrip", "rstrip", "special")}
-            normalized = bool(entry.get("normalized", not flags["special"]))
-            self.inner.add_tokens([Token(entry["content"], normalized=normalized, **flags)])
+        self._add_tokens([entry for _, entry in sorted(added.items())])
+        for token, entry in added.items():
             given = self.inner.token_to_id(entry["content"])
-            if given != token:
+            if entry["content"] not in held and given != token:
                 raise MlxtxError(
                     f"{path.parent}: {entry['content']!r} has the id {token} in"
                     f" tokenizer_config.json but becomes {given} in tokenizer.json; one of the two"
                     " files is not this model's"
                 )
+
+    def _add_tokens(self, entries: Iterable[AddedToken]) -> None:
+        """Adds what is not there; of what is there, the flags that ``entries`` name are changed."""
+        from tokenizers import AddedToken as Token
+
+        held = {entry.content: entry for entry in self.inner.get_added_tokens_decoder().values()}
+        new = []
+        for entry in entries:
+            known = held.get(entry["content"])
+            before = {name: getattr(known, name) for name in _FLAGS} if known else {}
+            flags = before | {name: bool(entry[name]) for name in _FLAGS if name in entry}
+            flags["special"] = before.get("special", False) or flags.get("special", False)
+            if flags != before:
+                new.append(Token(entry["content"], **flags))
+        if new:
+            self.inner.add_tokens(new)  # all together: each call looks at every token
+        now = self.inner.get_added_tokens_decoder()
+        self.special = {token for token, entry in now.items() if entry.special}
+
+    def mark_special(self, contents: Iterable[str]) -> None:
+        known = [content for content in contents if self.id_of(content) is not None]
+        self._add_tokens({"content": content, "special": True} for content in known)
 
     def _decoder_entry(self) -> dict[str, Any] | None:
         decoder = self.inner.decoder
@@ -185,6 +204,10 @@ class SentencePieces:
         if not 0 <= token < self.pieces:
             return None
         return self.names[token]
+
+    def mark_special(self, contents: Iterable[str]) -> None:
+        ids = (self.id_of(content) for content in contents)
+        self.special |= {token for token in ids if token is not None}
 
     def id_of(self, piece: str) -> int | None:
         if piece in self.ids:

@@ -50,10 +50,7 @@ class Tokenizer:
         add_bos, add_eos = config.get("add_bos_token"), config.get("add_eos_token")
         if (folder / "tokenizer.json").is_file():
             pieces = TokenizersPieces(folder / "tokenizer.json", added)
-            if add_bos is None and add_eos is None:
-                defaults: dict[str, str] = {}  # tokenizer.json knows by itself
-            else:
-                add_bos, add_eos, defaults = bool(add_bos), bool(add_eos), {}
+            defaults: dict[str, str] = {}  # tokenizer.json knows by itself
         elif (folder / "tokenizer.model").is_file():
             legacy = bool(config.get("legacy", False))
             pieces = SentencePieces(folder / "tokenizer.model", added, legacy=legacy)
@@ -75,6 +72,7 @@ class Tokenizer:
             content = _content(config.get(f"{name}_token", special_map.get(f"{name}_token")))
             if content is not None:
                 named[f"{name}_token"] = content
+        pieces.mark_special(set(named.values()))  # whatever the vocabulary file says of them
         self = cls(
             pieces,
             named=named,
@@ -82,8 +80,19 @@ class Tokenizer:
             add_eos=add_eos,
             chat_template=_chat_template(folder, config),
         )
+        self._settle_ends()
         self.eos_ids = _eos_ids(folder, self)
         return self
+
+    def _settle_ends(self) -> None:
+        """Where the checkpoint speaks of one end only, the other is as tokenizer.json has it."""
+        if (self.add_bos is None) == (self.add_eos is None):
+            return
+        bare, whole = (self.pieces.encode("a", add_special=add) for add in (False, True))
+        if self.add_bos is None:
+            self.add_bos = whole[:1] == [self.bos_id] != bare[:1]
+        else:
+            self.add_eos = whole[-1:] == [self._named_id("eos_token")] != bare[-1:]
 
     def id_of(self, piece: str) -> int | None:
         """The id of a piece of the vocabulary, added tokens included."""

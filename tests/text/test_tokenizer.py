@@ -52,6 +52,9 @@ def test_special_tokens_map_names_what_the_config_does_not(tmp_path):
         ({}, ([0], [])),
         ({"add_bos_token": False}, ([], [])),
         ({"add_bos_token": True, "add_eos_token": True}, ([0], [1])),
+        ({"add_eos_token": False}, ([0], [])),
+        ({"add_eos_token": True}, ([0], [1])),
+        ({"add_bos_token": True}, ([0], [])),
     ],
 )
 def test_who_adds_the_begin_token(tmp_path, flags, ends):
@@ -79,6 +82,43 @@ def test_added_tokens_that_tokenizer_json_lacks(tmp_path):
     tokenizer = fast(tmp_path, tokenizer_config={"added_tokens_decoder": added})
     assert tokenizer.encode("a<|late|>b")[1:-1] == [size]
     assert tokenizer.decode(tokenizer.encode("a<|late|>b")) == "ab"
+
+
+def flagged(folder: Path, content: str, flags: dict | None, **files) -> Tokenizer:
+    """``tokenizer.json`` with other flags of one added token; with None it is an ordinary piece."""
+    inner = json.loads(byte_level().to_str())
+    tokens = inner["added_tokens"]
+    inner["added_tokens"] = [t for t in tokens if t["content"] != content or flags is not None]
+    for token in inner["added_tokens"]:
+        token.update(flags or {} if token["content"] == content else {})
+    (folder / "tokenizer.json").write_text(json.dumps(inner), encoding="utf-8")
+    return Tokenizer.load(write(folder, **files))
+
+
+@pytest.mark.parametrize("flags", [None, {"special": False}, {"special": True}])
+def test_a_named_token_is_special_whatever_tokenizer_json_says(tmp_path, flags):
+    """As in transformers: it is found in a text, and does not show when decoded."""
+    names = {"eos_token": "</s>", "pad_token": "<|not there|>"}
+    tokenizer = flagged(tmp_path, "</s>", flags, tokenizer_config=names)
+    ids = tokenizer.encode("lamp</s>a")
+    assert ids.count(1) == 1 and len(tokenizer) == byte_level().get_vocab_size()
+    assert tokenizer.decode(ids) == "lampa"
+    stream = tokenizer.stream()
+    assert "".join(map(stream.push, ids)) + stream.finish() == "lampa"
+    assert tokenizer.decode(ids, skip_special=False) == "lamp</s>a"
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_flags_of_the_config_count(tmp_path, before):
+    added = {"2": {"content": "<|turn|>", "special": True, "rstrip": True}}
+    config = {"added_tokens_decoder": added}
+    tokenizer = flagged(tmp_path, "<|turn|>", {"special": before}, tokenizer_config=config)
+    ids = tokenizer.encode("a<|turn|> b")
+    assert ids == [*tokenizer.encode("a"), 2, *tokenizer.encode("b")]
+    assert tokenizer.decode(ids) == "ab"
+    # The older file gives ids alone: it takes nothing back.
+    older = flagged(tmp_path, "<|turn|>", {"special": True}, added_tokens={"<|turn|>": 2})
+    assert older.decode([2]) == ""
 
 
 def test_an_added_token_with_another_id_is_an_error(tmp_path):
@@ -176,6 +216,15 @@ def test_added_tokens_are_cut_out_first(tmp_path, folder):
     assert tokenizer.decode(ids) == "lamp<tool>lamp"
     assert tokenizer.decode(ids, skip_special=False) == "<s><|turn|>lamp</s><tool>lamp"
     assert len(tokenizer) == size + 2
+
+
+def test_a_named_token_of_a_sentencepiece_model_is_special(tmp_path, folder):
+    size = plain_sentencepiece(folder).get_piece_size()
+    (tmp_path / "tokenizer.model").write_bytes((folder / "tokenizer.model").read_bytes())
+    files = {"added_tokens": {"<|end|>": size}, "special_tokens_map": {"eos_token": "<|end|>"}}
+    tokenizer = Tokenizer.load(write(tmp_path, **files))
+    assert tokenizer.decode(tokenizer.encode("lamp<|end|>")) == "lamp"
+    assert tokenizer.decode([size], skip_special=False) == "<|end|>"
 
 
 def test_an_added_token_takes_the_space_before_it(tmp_path, folder):
