@@ -150,9 +150,9 @@ class LanguageModel:
 
         Options: max_tokens=512, temperature=0.0, top_k, top_p, min_p, repetition_penalty,
         presence_penalty, frequency_penalty, logit_bias, seed, stop, logprobs, beams,
-        length_penalty, kv, prefill_chunk, should_stop (``mlxtx.generation.Options`` says what
-        each does), session (a ``Session`` whose cache is reused) and template (a dict for the
-        chat template).
+        length_penalty, ignore_end, kv, prefill_chunk, should_stop (``Options`` of
+        ``mlxtx.generation.generate`` says what each does), session (what ``session()`` gave, whose
+        cache is reused) and template (a dict for the chat template).
         """
         return self._generation([prompt], **options).completions()[0]
 
@@ -192,11 +192,24 @@ class LanguageModel:
         template: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Generation:
+        if session is not None:
+            self._check_session(session, options.get("kv"))
         ids = [self.encode(prompt, **(template or {})) for prompt in prompts]
         options.setdefault("prefill_chunk", self.prefill_chunk)
         options["kv"] = self._kv(options.get("kv"))
         named = Options.named(**options)
         return Generation(self.model, self.tokenizer, ids, named, session=session, seeds=seeds)
+
+    def _check_session(self, session: Session, kv: str | None) -> None:
+        from mlxtx.cache.settings import parse_kv
+
+        if not isinstance(session, Session):
+            raise MlxtxError(f"session must be what model.session() gives, not {session!r:.60}")
+        if session.model is not self.model:
+            raise MlxtxError("the session holds another model's cache; make one with this model")
+        held = parse_kv(session.kv)
+        if isinstance(kv, str) and parse_kv(self._kv(kv)) != held:
+            raise MlxtxError(f"the session's cache is {held}, not {kv}; say kv to model.session()")
 
     def session(self, kv: str | None = None) -> Session:
         """A cache to keep between prompts; ``kv`` names how it stores keys and values."""
@@ -249,7 +262,8 @@ class ChatSession:
 
     def stream(self, text: str, **options: Any) -> Iterator[Event]:
         """Adds the user's ``text`` and streams the answer; what arrived is kept, however it ends.
-        An answer that was left and is still held somewhere ends here."""
+        An answer that was left and is still held somewhere ends here. Takes the options of
+        ``LanguageModel.stream`` but ``session``; ``template`` adds to the conversation's own."""
         left = self._answering()
         if left is not None and inspect.getgeneratorstate(left) == inspect.GEN_SUSPENDED:
             left.close()
@@ -264,9 +278,8 @@ class ChatSession:
         finished = False
         try:
             prompt = [*self._system(), *self.messages]
-            events = self.model.stream(
-                prompt, session=self.session, template=self.template, **options
-            )
+            template = {**self.template, **(options.pop("template", None) or {})}
+            events = self.model.stream(prompt, session=self.session, template=template, **options)
             for event in events:
                 if isinstance(event, Delta):
                     parts.append(event.text)

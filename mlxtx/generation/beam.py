@@ -46,6 +46,7 @@ def beam_search(
     kv: str | None = None,
     prefill_chunk: int = PREFILL_CHUNK,
     should_stop: Callable[[], bool] = lambda: False,
+    on_step: Callable[[int], None] = lambda cache_bytes: None,
 ) -> list[Beam]:
     """Up to ``beams`` answers, best first, ranked by logprob / tokens ** length_penalty.
 
@@ -54,6 +55,7 @@ def beam_search(
     ranked as if it ended now, is no better than the worst of them (the rule of transformers with
     ``early_stopping=False``; with one beam it is greedy decoding). Every beam has a copy of the
     cache, whose rows are shared until they change, and is fed by itself: any cache will do.
+    ``on_step`` hears of every token chosen, with the bytes of all beams' caches.
     """
     cache = model.make_cache(kv=kv)
     first = fill(model, [prompt], cache, chunk=prefill_chunk, should_stop=should_stop)
@@ -68,6 +70,7 @@ def beam_search(
     for length in range(1, max_tokens + 1):
         if should_stop():
             break
+        on_step(sum(beam.cache.nbytes for beam in open_beams))
         # Each open beam has at most as many ending continuations as there are end tokens.
         candidates = _best_continuations(open_beams, beams * (1 + max(1, len(ends))))
         final = length == max_tokens

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from mlxtx.text.tokenizer import Tokenizer
 
 MOST_BEAMS = 1000  # each has a cache of its own
+MOST_LENGTH_PENALTY = 30.0  # of a power of the length: a larger one is no number any more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +65,12 @@ class Options(Sampling):
             raise MlxtxError(f"prefill_chunk must be 1 or more, not {self.prefill_chunk}")
         if not 1 <= self.beams <= MOST_BEAMS:
             raise MlxtxError(f"beams must be from 1 to {MOST_BEAMS}, not {self.beams}")
-        if not math.isfinite(self.length_penalty):
-            raise MlxtxError(f"length_penalty must be a number, not {self.length_penalty}")
+        if not abs(self.length_penalty) <= MOST_LENGTH_PENALTY:
+            most = MOST_LENGTH_PENALTY
+            raise MlxtxError(
+                f"length_penalty must be a number from {-most:g} to {most:g},"
+                f" not {self.length_penalty}"
+            )
         if self.logprobs is not None and self.logprobs < 0:
             raise MlxtxError(f"logprobs must be 0 or more, not {self.logprobs}")
         penalties = (self.repetition_penalty - 1, self.presence_penalty, self.frequency_penalty)
@@ -240,6 +244,7 @@ class Generation:
         self._turn = -1
         self.rows = [_Row(tokenizer, prompt, options, limit) for prompt in prompts]
         self.reused = 0
+        self._beams_bytes = 0
 
     def events(self) -> Iterator[tuple[int, Event]]:
         """(row, event): ``Prefill`` of the whole batch under row 0, ``Delta`` and ``Done``."""
@@ -319,7 +324,11 @@ class Generation:
         options = self.options
         if self.session is not None or options.logprobs is not None:
             raise MlxtxError("beam search works without a session and without logprobs")
-        self._cache = self.model.make_cache(kv=options.kv)
+
+        def on_step(cache_bytes: int) -> None:
+            self._clock.step()
+            self._beams_bytes = cache_bytes
+
         for index, row in enumerate(self.rows):
             beams = beam_search(
                 self.model,
@@ -331,9 +340,9 @@ class Generation:
                 kv=options.kv,
                 prefill_chunk=options.prefill_chunk,
                 should_stop=options.should_stop,
+                on_step=on_step,
             )
             for token in beams[0].tokens if beams else ():
-                self._clock.step()
                 yield index, row.push(token, None)
                 if row.reason is not None:
                     break
@@ -348,7 +357,7 @@ class Generation:
             reused=self.reused,
             generated=len(row.tokens),
             fed=fed,
-            cache=self._cache.nbytes,
+            cache=self._beams_bytes if self.options.beams > 1 else self._cache.nbytes,
         )
 
     def completions(self) -> list[Completion]:

@@ -235,6 +235,8 @@ def test_bad_prompts_are_one_line(model, prompt, message):
         ({"kv": 5}, "kv must be a text, not 5"),
         ({"beams": 1001}, "beams must be from 1 to 1000"),
         ({"beams": 2, "length_penalty": float("nan")}, "length_penalty must be a number"),
+        ({"beams": 2, "length_penalty": 1000.0}, "length_penalty must be a number from -30 to 30"),
+        ({"beams": 2, "length_penalty": -1000.0}, "length_penalty must be a number from -30 to 30"),
         ({"logprobs": -1}, "logprobs must be 0 or more"),
         ({"beams": 2, "temperature": 1.0}, "beam search takes no temperature"),
         ({"tempreature": 1.0}, "unknown option 'tempreature'"),
@@ -321,6 +323,17 @@ def test_stats_count_tokens_and_time(model):
     layers, keys_and_values, heads, dim, rows = 2, 2, 2, 16, 256
     assert stats.cache_bytes == layers * keys_and_values * heads * dim * rows * 4
     assert stats.peak_memory_bytes >= stats.memory_bytes > stats.cache_bytes
+
+
+def test_stats_of_beams_count_the_search_and_all_caches(model):
+    prompt, beams, steps = [7] * 10, 3, 6
+    stats = model.generate(prompt, max_tokens=steps, beams=beams).stats
+    alone = model.generate(prompt, max_tokens=steps).stats
+    assert stats.cache_bytes == beams * alone.cache_bytes
+    # The clock counts the steps of the search, not the tokens handed out at its end.
+    generation = model._generation([prompt], max_tokens=steps, beams=beams)
+    counts = [generation._clock.steps for _ in generation.events()]
+    assert counts == [steps] * (steps + 1)  # the deltas and the end
 
 
 # --- thinking -------------------------------------------------------------------------------

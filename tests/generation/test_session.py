@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import mlx.core as mx
 import pytest
 from hypothesis import given, settings
@@ -85,6 +87,21 @@ def test_an_error_in_a_turn_leaves_no_half_step(model):
 def test_a_session_is_for_one_conversation(model):
     with pytest.raises(MlxtxError, match="one conversation"):
         model._generation([[1], [2]], session=model.session())
+
+
+def test_a_session_of_another_kind_is_refused(model):
+    session = model.session()
+    other = tiny_language_model(max_position_embeddings=64)
+    with pytest.raises(MlxtxError, match="another model's cache"):
+        other.generate([5, 6], session=session)
+    with pytest.raises(MlxtxError, match=r"must be what model\.session"):
+        model.generate([5, 6], session=model.chat())
+    with pytest.raises(MlxtxError, match="cache is plain, not k8v4g64"):
+        model.generate([5, 6], session=session, kv="k8v4g64")
+    assert session.turn == 0
+    # The same setting, spelled in another way.
+    for kv, held in (("plain", session), ("k8v4", model.session("k8v4g64"))):
+        assert len(model.generate([5, 6], session=held, kv=kv, max_tokens=2).tokens) == 2
 
 
 def test_an_answer_that_was_left_cannot_go_on_in_its_session(model):
@@ -219,6 +236,19 @@ def test_answers_asked_for_ahead_are_given_one_after_the_other(model):
     for answer in [chat.stream(text, max_tokens=3) for text in ("Hello", "More")]:
         assert isinstance(list(answer)[-1], Done)
     assert [message["content"] for message in chat.messages[::2]] == ["Hello", "More"]
+
+
+def test_a_message_may_have_its_own_template_values(model):
+    from mlxtx.text.chat_template import ChatTemplate
+
+    tokenizer = copy.copy(model.tokenizer)
+    source = "{{ messages[-1].content }}{{ tone }}{{ depth }}"
+    tokenizer.chat_template = ChatTemplate({"default": source})
+    chat = LanguageModel(model.model, tokenizer).chat(template={"tone": "low", "depth": "7"})
+    list(chat.stream("lamp", max_tokens=1, template={"tone": "loud"}))
+    assert tokenizer.decode(chat.session.tokens[:-1]) == "lamploud7"
+    list(chat.stream("lamp", max_tokens=1, template=None))
+    assert tokenizer.decode(chat.session.tokens[:-1]) == "lamplow7"
 
 
 def test_messages_taken_away_in_the_middle_of_an_answer(model):
