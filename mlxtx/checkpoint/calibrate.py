@@ -150,7 +150,7 @@ def measure(
     for i in range(len(blocks)):
         with model.held(i) as block:
             modules = {f"model.layers.{i}.{name}": m for name, m in block.named_modules()}
-            run = partial(block, x, caches[i], step)
+            run = partial(block, x, caches[i], step, model.own(i))
             found += _each(modules, levels, run)
             x = run()
             mx.eval(x)
@@ -200,7 +200,7 @@ def _log_probabilities(
     blocks = model.config.blocks
     x, caches = model.embed(tokens, step), uncached(blocks)
     for i in range(len(blocks)):
-        (x,) = model.block(i, [(x, caches[i])], step)
+        (x,) = model.block(i, [(x, caches[i], model.own(i))], step)
     logits = model.logits(x)
     for module in modules.values():
         module.rounding = None

@@ -92,8 +92,9 @@ def prove(
     _check_finite(b, "embeddings")
     caches, own, local = uncached(blocks), uncached(blocks), uncached(blocks)
     for i in range(len(blocks)):
-        (after,) = first.block(i, [(a, caches[i])], step)
-        theirs, b = second.block(i, [(a, local[i]), (b, own[i])], step)
+        (after,) = first.block(i, [(a, caches[i], first.own(i))], step)
+        both = [(a, local[i], first.own(i)), (b, own[i], second.own(i))]
+        theirs, b = second.block(i, both, step)
         _check_finite(b, f"layer {i}")
         error, allowed = _relative(theirs - after, after - a), _allowed(first, second, i, repacked)
         if error > allowed:

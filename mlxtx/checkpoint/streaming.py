@@ -49,6 +49,7 @@ class StreamedModel:
                 parent, _, key = path.rpartition(".")
                 self._modules[parent][key] = table
         self._modules.update(self.model.named_modules())
+        self._own: mx.array | None = None
 
     @property
     def config(self) -> DecoderConfig:
@@ -108,9 +109,15 @@ class StreamedModel:
     def embed(self, tokens: mx.array, step: Step) -> mx.array:
         """Tokens [B, T] -> states [B, T, D]."""
         self._fill("")
-        x = self.model.model.embed(tokens, step)
-        mx.eval(x)
+        decoder = self.model.model
+        x = decoder.embed(tokens, step)
+        self._own = decoder.per_layer(tokens, x) if "per_layer" in decoder else None
+        mx.eval(x, self._own)
         return x
+
+    def own(self, index: int) -> mx.array | None:
+        """A block's inputs of its own [B, T, w] for the tokens embedded last, where it has any."""
+        return None if self._own is None else self._own[:, :, index]
 
     @contextmanager
     def held(self, index: int) -> Iterator[nn.Module]:
@@ -121,13 +128,16 @@ class StreamedModel:
         self._release(part)
 
     def block(
-        self, index: int, inputs: Sequence[tuple[mx.array, LayerCache]], step: Step
+        self,
+        index: int,
+        inputs: Sequence[tuple[mx.array, LayerCache, mx.array | None]],
+        step: Step,
     ) -> list[mx.array]:
-        """One block on several states [B, T, D], each with a cache of its own."""
+        """One block on several states [B, T, D], each with a cache and the inputs of ``own``."""
         outputs = []
         with self.held(index) as layer:
-            for x, cache in inputs:
-                outputs.append(layer(x, cache, step))
+            for x, cache, own in inputs:
+                outputs.append(layer(x, cache, step, own))
                 mx.eval(outputs[-1])
         return outputs
 
