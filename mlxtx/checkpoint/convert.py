@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import shutil
 import time
 from collections import Counter
@@ -38,7 +39,6 @@ from mlxtx.checkpoint.units import (
     Unit,
     make_units,
     original_modules,
-    parameters,
     run_unit,
     stored_layout,
 )
@@ -109,7 +109,7 @@ def convert(
     source is only read. Raises MlxtxError with one line that says what to do.
     """
     folder = resolve(source, revision, on_event=on_event)
-    target = _checked_target(Path(out).expanduser(), folder, overwrite)
+    target = _checked_target(Path(os.path.expanduser(out)), folder, overwrite)
     checkpoint = Checkpoint(folder)
     job = _plan(
         checkpoint,
@@ -137,13 +137,13 @@ def convert(
         )
         with contextlib.closing(writer):
             _stream(job, writer, on_event)
-        writer.write_index(parameters(job.units))
+        writer.write_index(job.weights.size)
         write_json_atomic(partial / "config.json", job.config)
         copy_companions(folder, partial)
         result = Conversion(
             target,
             writer.tensor_bytes,
-            parameters(job.units),
+            job.weights.size,
             job.describe(),
             sorted(job.unpacked),
             job.calibration,
@@ -191,6 +191,8 @@ def _plan(
 ) -> _Job:
     wanted = float_dtype(dtype)
     packing = bits is not None or recipe is not None or mode != "affine" or calibrate is not None
+    if group_size != 64 and not packing:
+        raise MlxtxError("--group-size alone packs nothing: give --bits or --recipe too")
     if dequantize and packing:
         raise MlxtxError("choose either --dequantize or a quantization, not both")
     if (calibrate is None) != (target_bpw is None):
@@ -363,6 +365,9 @@ def _checked_target(out: Path, source: Path, overwrite: bool) -> Path:
     target, origin = out.resolve(), source.resolve()
     if target == origin or target in origin.parents or origin in target.parents:
         raise MlxtxError(f"{out} and the source {source} lie in each other; choose another folder")
+    beside = [target.with_name(target.name + ending) for ending in (".partial", ".replaced")]
+    if any(one == origin or one in origin.parents for one in beside):
+        raise MlxtxError(f"{source} is where work on {out} lies; choose another name for {out}")
     if not target.exists():
         return target
     if journal_of(target.with_name(target.name + ".partial")).exists() and not overwrite:

@@ -50,7 +50,11 @@ class Quantization:
         if mode not in MODES:
             raise MlxtxError(f"unknown quantization mode {mode!r} (known: {', '.join(MODES)})")
         default_bits, default_groups = MODES[mode]
-        return cls(bits or default_bits[0], group_size or default_groups[0], mode)
+        return cls(
+            default_bits[0] if bits is None else bits,
+            default_groups[0] if group_size is None else group_size,
+            mode,
+        )
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Quantization:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mlxtx.checkpoint.quantization import MODES, Quantization
 from mlxtx.errors import MlxtxError
+from mlxtx.files import read_text
 
 # Modules that are never packed: tiny, and much depends on them (routers never are either).
 NEVER_PACKED = ("embed_positions", "_gate")
@@ -115,7 +116,7 @@ def read_rules(path: Path, group_size: int | None) -> list[tuple[str, Quantizati
     """Lines of ``pattern = bits``, ``pattern = bits/group``, ``pattern = mxfp4`` or ``pattern =
     none``; ``#`` begins a comment."""
     rules = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         line = line.partition("#")[0].strip()
         if not line:
             continue
@@ -138,4 +139,4 @@ def parse_bits(text: str, group_size: int | None = None) -> Quantization | None:
     match = re.fullmatch(r"(\d+)(?:/(\d+))?", text)
     if not match:
         raise MlxtxError(f"{text!r:.40} is no number of bits, no mode and not 'none'")
-    return Quantization.of("affine", int(match[1]), int(match[2] or 0) or group_size)
+    return Quantization.of("affine", int(match[1]), int(match[2]) if match[2] else group_size)

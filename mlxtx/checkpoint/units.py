@@ -154,11 +154,6 @@ def stored_layout(units: list[Unit]) -> dict[str, tuple[str, tuple[int, ...]]]:
     return layout
 
 
-def parameters(units: list[Unit]) -> int:
-    """How many numbers the model has (packed or not)."""
-    return sum(math.prod(output.form.shape) for unit in units for output in unit.outputs)
-
-
 def original_modules(unit: Unit, output: Output) -> list[str]:
     """Paths of our modules that an output's numbers come from."""
     return [

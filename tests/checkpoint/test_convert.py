@@ -85,9 +85,11 @@ def test_types_and_what_stays_in_float32(tmp_path):
 
 def test_packed_again_from_packed(tmp_path):
     write_llama(tmp_path / "source")
-    mlxtx.convert(tmp_path / "source", tmp_path / "eight", bits=8, group_size=32)
+    packed = mlxtx.convert(tmp_path / "source", tmp_path / "eight", bits=8, group_size=32)
     mlxtx.convert(tmp_path / "eight", tmp_path / "four", bits=4)
-    mlxtx.convert(tmp_path / "eight", tmp_path / "same")
+    same = mlxtx.convert(tmp_path / "eight", tmp_path / "same")
+    assert same.bits_per_weight == packed.bits_per_weight
+    assert same.parameters == Checkpoint(tmp_path / "source").nbytes // 4
     assert (
         digest(tmp_path / "eight")["model.safetensors"]
         == digest(tmp_path / "same")["model.safetensors"]
@@ -206,6 +208,8 @@ def test_rule_files_and_named_recipes(tmp_path):
     [
         ("lm_head 8\n", "line 1: expected 'pattern = bits'"),
         ("\n\nlm_head = 7\n", "line 3: affine quantization has"),
+        ("lm_head = 0\n", "line 1: affine quantization has"),
+        ("lm_head = 4/0\n", "line 1: affine quantization has"),
         ("lm_head = many\n", "'many' is no number of bits"),
         ("no_such_module = 4\n", "no module of this model fits the rule 'no_such_module'"),
     ],
@@ -216,6 +220,9 @@ def test_bad_rules_name_their_line(tmp_path, text, message):
     with pytest.raises(MlxtxError, match=message):
         mlxtx.convert(tmp_path / "source", tmp_path / "out", recipe=tmp_path / "rules")
     assert not list(tmp_path.glob("out*"))
+    (tmp_path / "rules").write_bytes(b"\xff\xfe\0")
+    with pytest.raises(MlxtxError, match="is not UTF-8 text"):
+        mlxtx.convert(tmp_path / "source", tmp_path / "out", recipe=tmp_path / "rules")
 
 
 def test_recipe_words():
@@ -351,6 +358,16 @@ def test_where_a_result_may_not_go(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["letters", "models", "out"]
 
 
+@pytest.mark.parametrize("name", ["out.partial", "out.replaced"])
+def test_a_source_where_the_work_would_lie_is_left_alone(tmp_path, name):
+    write_llama(tmp_path / name)
+    write_llama(tmp_path / "out")
+    before = digest(tmp_path / name)
+    with pytest.raises(MlxtxError, match="choose another name"):
+        mlxtx.convert(tmp_path / name, tmp_path / "out", bits=4, overwrite=True)
+    assert digest(tmp_path / name) == before
+
+
 def test_broken_sources_leave_nothing(tmp_path):
     source = tmp_path / "source"
     write_llama(source)
@@ -411,7 +428,10 @@ def test_a_disk_that_fills_up(tmp_path):
     ("options", "message"),
     [
         ({"bits": 7}, "2, 3, 4, 5, 6 or 8 bits"),
+        ({"bits": 0}, "2, 3, 4, 5, 6 or 8 bits"),
         ({"bits": 4, "group_size": 48}, "groups of 32, 64 or 128"),
+        ({"bits": 4, "group_size": 0}, "groups of 32, 64 or 128"),
+        ({"group_size": 32}, "--group-size alone packs nothing"),
         ({"mode": "mxfp5"}, "unknown quantization mode 'mxfp5'"),
         ({"bits": 4, "dequantize": True}, "either --dequantize or a quantization"),
         ({"dtype": "int4"}, "unknown dtype 'int4'"),
