@@ -34,6 +34,7 @@ WANTED_FILES = (
     "*.txt",
     "README.md",
     "LICENSE*",
+    "NOTICE*",
 )
 # The same weights once more in another layout, and everything in sub-folders.
 UNWANTED_FILES = ("*/*", "consolidated*.safetensors", "adapter_model.safetensors")
@@ -70,9 +71,15 @@ def resolve(
         raise MlxtxError(f"{path} is a file; give the folder that holds config.json")
     if repo.startswith((".", "/", "~")) or not _REPO_ID.fullmatch(repo):
         raise MlxtxError(f"there is no folder {path}; give a folder or a Hub id such as owner/name")
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    listed = threading.Event()
     with explained(repo, revision):
-        folder = Path(_download(repo, revision, on_event))
-    if not any(folder.glob("*.safetensors")):
+        folder = Path(_download(repo, revision, on_event, listed))
+        complete = any(folder.glob("*.safetensors"))
+        if not complete and not listed.is_set():  # for example of `plan`, which reads headers only
+            raise LocalEntryNotFoundError(f"only a part of {repo} is in the cache")
+    if not complete:
         raise MlxtxError(
             f"{repo} has no safetensors weights at its top (pickled ones are never read, as they "
             "can run code); look for a safetensors version of the model"
@@ -95,9 +102,12 @@ def _readable(folder: Path) -> Path:
     return folder
 
 
-def _download(repo: str, revision: str | None, on_event: OnEvent | None) -> str:
+def _download(
+    repo: str, revision: str | None, on_event: OnEvent | None, listed: threading.Event
+) -> str:
     """snapshot_download in a thread of its own: it waits for all its threads when it is
-    interrupted, so that Ctrl-C would end it when everything has arrived."""
+    interrupted, so that Ctrl-C would end it when everything has arrived. ``listed`` is set where
+    the repository's files are known; else the folder is what the cache has of it."""
     from huggingface_hub import snapshot_download
 
     stop = threading.Event()
@@ -110,7 +120,7 @@ def _download(repo: str, revision: str | None, on_event: OnEvent | None) -> str:
                 revision=revision,
                 allow_patterns=list(WANTED_FILES),
                 ignore_patterns=list(UNWANTED_FILES),
-                tqdm_class=_reporting_bar(on_event, stop),
+                tqdm_class=_reporting_bar(on_event, stop, listed),
             )
             answer.set_result(folder)
         except BaseException as error:
@@ -143,9 +153,11 @@ def quiet_bars() -> Iterator[None]:
             utils.enable_progress_bars()
 
 
-def _reporting_bar(on_event: OnEvent | None, stop: threading.Event) -> type[Any]:
+def _reporting_bar(
+    on_event: OnEvent | None, stop: threading.Event, listed: threading.Event
+) -> type[Any]:
     """A progress bar class in huggingface-hub's terms that draws nothing and reports bytes; once
-    ``stop`` is set it ends every transfer at its next piece."""
+    ``stop`` is set it ends every transfer at its next piece. ``listed`` is set with the first bar."""
     from tqdm.auto import tqdm
 
     started = time.monotonic()
@@ -153,6 +165,7 @@ def _reporting_bar(on_event: OnEvent | None, stop: threading.Event) -> type[Any]
 
     class Bar(tqdm):  # type: ignore[type-arg]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
+            listed.set()
             name = str(kwargs.pop("name", ""))
             # Of the two byte counts, what has arrived on disk is the one to show.
             self.reported = kwargs.get("unit") == "B" and not name.endswith(".transfer")
@@ -218,6 +231,11 @@ def explained(repo: str, revision: str | None) -> Iterator[None]:
         raise MlxtxError(f"{repo}{at} lacks a file: {_first_line(error)}") from error
     except errors.HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "no"
+        if status in (401, 403):
+            raise MlxtxError(
+                f"the Hub refuses {repo}{at} with this token ({status}); run `hf auth login` again,"
+                " or set HF_TOKEN to one that has the right"
+            ) from error
         raise MlxtxError(f"the Hub answered {status} for {repo}{at}; try again later") from error
     except OSError as error:
         if disk_full(error):

@@ -16,12 +16,13 @@ from urllib.parse import parse_qs, unquote, urlsplit
 class Hub:
     """repos: id -> revision -> file name -> bytes. gated: ids that answer 403. cut: file names
     whose next download breaks off in the middle. held: file names whose whole downloads wait in the
-    middle until ``release`` is set. asked: the names of files that were sent. ranges: the Range headers that were seen. uploads: id -> file name -> bytes."""
+    middle until ``release`` is set. expired: a token that answers 401. asked: the names of files that were sent. ranges: the Range headers that were seen. uploads: id -> file name -> bytes."""
 
     repos: dict[str, dict[str, dict[str, bytes]]]
     gated: set[str] = field(default_factory=set)
     cut: set[str] = field(default_factory=set)
     held: set[str] = field(default_factory=set)
+    expired: str = ""
     release: threading.Event = field(default_factory=threading.Event)
     asked: list[str] = field(default_factory=list)
     ranges: list[str] = field(default_factory=list)
@@ -71,6 +72,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def files(self, repo: str, revision: str) -> dict[str, bytes] | None:
         """The files of a revision (or its commit), or None after an error was answered."""
+        if self.hub.expired and self.headers.get("Authorization") == f"Bearer {self.hub.expired}":
+            message = "Invalid credentials in Authorization header"
+            self.say({"error": message}, 401, X_Error_Message=message)
+            return None
         if repo not in self.hub.repos:
             self.fail(401, "RepoNotFound")
             return None

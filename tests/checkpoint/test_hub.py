@@ -78,6 +78,7 @@ def files(tmp_path):
     return files | {
         "tokenizer.json": b"{}",
         "chat_template.jinja": b"x",
+        "NOTICE": b"to be passed on",
         "modeling.py": b"raise SystemExit(3)",
         "pytorch_model.bin": b"pickle",
         "original/model.safetensors": b"once more",
@@ -95,7 +96,7 @@ def test_download_resume_revision_and_offline_use(tmp_path, files):
         (new, old, gone), noise = ask(
             home, hub.url, ["owner/tiny"], ["owner/tiny", "v1"], ["owner/tiny", "v2"]
         )
-    wanted = ["chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json"]
+    wanted = ["NOTICE", "chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json"]
     assert new["files"] == old["files"] == wanted
     total = sum(len(files[name]) for name in wanted)
     assert new["progress"] == [["download", total, total, "bytes"]]
@@ -118,6 +119,32 @@ def test_download_resume_revision_and_offline_use(tmp_path, files):
     )
     assert offline["folder"] == old["folder"]
     assert "HF_HUB_OFFLINE" in none["error"]
+
+
+PLAN = """
+import sys
+from mlxtx.diagnostics.facts import read_facts
+print("RESULT", read_facts(sys.argv[1]).weights)
+"""
+
+
+def test_a_part_in_the_cache_is_no_repository_without_weights(tmp_path, files):
+    """The memory plan fetches config.json alone: without a network that is not the model."""
+    hub = Hub({"owner/tiny": {"main": files}})
+    with hub.serving():
+        assert "RESULT" in python(tmp_path, hub.url, PLAN, "owner/tiny")[0]
+    (gone,), _ = ask(tmp_path, hub.url, ["owner/tiny"])
+    (offline,), _ = ask(tmp_path, hub.url, ["owner/tiny"], HF_HUB_OFFLINE="1")
+    for found in (gone, offline):
+        assert "owner/tiny is not completely in the local cache" in found["error"]
+
+
+def test_a_token_that_is_no_longer_good(tmp_path, files):
+    hub = Hub({"owner/tiny": {"main": files}}, expired="hf_old")
+    with hub.serving():
+        (refused,), _ = ask(tmp_path, hub.url, ["owner/tiny"], HF_TOKEN="hf_old")
+    assert "refuses owner/tiny with this token (401)" in refused["error"]
+    assert "hf auth login" in refused["error"]
 
 
 def test_ctrl_c_ends_a_download_at_its_next_piece(tmp_path, files):
