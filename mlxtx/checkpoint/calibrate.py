@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -36,11 +36,12 @@ LENGTH, ROWS = 128, 8
 @dataclass
 class Sensitivity:
     """One module: its numbers, and for each packing the squared error it leaves on the residual
-    stream, relative to the stream."""
+    stream, relative to the stream. others: modules that are written, and so packed, with it."""
 
     path: str
     size: int
     errors: dict[Quantization, float] = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -66,40 +67,57 @@ def calibrate(
     group_size: int = 64,
     *,
     scale_bits: int = 16,
+    together: Iterable[list[str]] = (),
     on_event: Callable[[Event], None] | None = None,
 ) -> Calibration:
     """The recipe that ``target_bpw`` bits a weight (scales included) buy the least error with,
-    measured on one part of a text file and judged on another."""
+    measured on one part of a text file and judged on another. together: modules whose weights are
+    written as one."""
+    uniform = Recipe(largest_uniform(target_bpw, group_size, scale_bits))
     rows = _tokens(checkpoint.folder, text)
-    train, test = (rows[::2], rows[1::2]) if len(rows) > 1 else (rows, rows)
+    train, test = rows[::2], rows[1::2]
     found = measure(checkpoint.folder, mx.array(train), group_size, on_event)
-    recipe = choose(found, target_bpw, group_size, scale_bits)
-    levels = [Quantization(bits, group_size) for bits in BITS]
-    uniform = Recipe(
-        max(
-            (q for q in levels if q.bits_per_weight(scale_bits) <= target_bpw), key=lambda q: q.bits
-        )
-    )
+    recipe = choose(merged(found, together), target_bpw, group_size, scale_bits)
     figures = quality(checkpoint.folder, mx.array(test), [None, uniform, recipe])
     names = ("source", f"all modules at {uniform.default}", recipe.describe())
     return Calibration(recipe, uniform, dict(zip(names, figures, strict=True)))
+
+
+def merged(found: list[Sensitivity], together: Iterable[list[str]]) -> list[Sensitivity]:
+    """Modules that are written as one can only be packed as one: to first order errors add up."""
+    left = {module.path: module for module in found}
+    for paths in together:
+        parts = [left[path] for path in dict.fromkeys(paths) if path in left]
+        for other in parts[1:]:
+            first = parts[0]
+            first.others.append(left.pop(other.path).path)
+            first.size += other.size
+            first.errors = {how: e + other.errors[how] for how, e in first.errors.items()}
+    return list(left.values())
+
+
+def largest_uniform(target_bpw: float, group_size: int, scale_bits: int = 16) -> Quantization:
+    """The most bits that all modules can have alike."""
+    levels = [Quantization(bits, group_size) for bits in BITS]
+    low, high = (levels[at].bits_per_weight(scale_bits) for at in (0, -1))
+    if not low <= target_bpw <= high:
+        raise MlxtxError(
+            f"--target-bpw {target_bpw:g} is out of reach: with groups of {group_size} it can be "
+            f"{low:g} to {high:g} (scales included)"
+        )
+    return [how for how in levels if how.bits_per_weight(scale_bits) <= target_bpw][-1]
 
 
 def choose(
     found: list[Sensitivity], target_bpw: float, group_size: int, scale_bits: int = 16
 ) -> Recipe:
     """Start everywhere with the fewest bits; then always take the step that removes the most error
-    for its size, as long as it fits."""
+    for its size, as long as it fits. What was not measured gets what all could have alike."""
+    default = largest_uniform(target_bpw, group_size, scale_bits)
     total = sum(module.size for module in found)
     levels = [Quantization(bits, group_size) for bits in BITS]
     width = [how.bits_per_weight(scale_bits) for how in levels]
-    low, high = width[0], width[-1]
-    if not low <= target_bpw <= high:
-        raise MlxtxError(
-            f"--target-bpw {target_bpw:g} is out of reach: with groups of {group_size} it can be "
-            f"{low:g} to {high:g} (scales included)"
-        )
-    budget = target_bpw * total - low * total
+    budget = target_bpw * total - width[0] * total
     level = dict.fromkeys(range(len(found)), 0)
 
     def best_step(index: int) -> tuple[float, int, int] | None:
@@ -127,8 +145,12 @@ def choose(
         level[index] = new
         if step := best_step(index):
             heapq.heappush(queue, step)
-    default = Quantization(4, group_size)
-    rules = [(found[i].path, levels[at]) for i, at in level.items() if levels[at] != default]
+    rules = [
+        (path, levels[at])
+        for i, at in level.items()
+        for path in (found[i].path, *found[i].others)
+        if levels[at] != default
+    ]
     return Recipe(default, rules, f"calibrated to {target_bpw:g} bits a weight")
 
 
@@ -195,7 +217,7 @@ def _log_probabilities(
     """[B, T, V] with every module rounded as the recipe says."""
     modules = {path: m for path, m in model.model.named_modules() if _can_round(m)}
     for path, module in modules.items():
-        how = recipe(path) if recipe else None
+        how = recipe(path) if recipe and not path.endswith(NEVER_PACKED) else None
         module.rounding = how if how and how.fits(module.shape()) else None
     blocks = model.config.blocks
     x, caches = model.embed(tokens, step), uncached(blocks)
@@ -244,8 +266,9 @@ def _tokens(folder: Path, text: Path) -> list[list[int]]:
     except (OSError, UnicodeDecodeError) as error:
         raise MlxtxError(f"cannot read the text {text}: {error}") from None
     ids = Tokenizer.load(folder).encode(content)
-    count = min(ROWS, len(ids) // LENGTH)
-    if not count:
+    if len(ids) < LENGTH:
         raise MlxtxError(f"{text} has {len(ids)} tokens; calibration needs at least {LENGTH}")
-    stride = (len(ids) - LENGTH) // max(count - 1, 1)
-    return [ids[row * stride : row * stride + LENGTH] for row in range(count)]
+    length = min(LENGTH, len(ids) // 2)  # two rows at least: the choice is judged on others
+    count = min(ROWS, len(ids) // length)
+    stride = (len(ids) - length) // (count - 1)
+    return [ids[row * stride : row * stride + length] for row in range(count)]

@@ -213,6 +213,7 @@ def _plan(
             target_bpw,
             group_size,
             scale_bits=8 * (wanted or _main_dtype(plan)).size,
+            together=[original_modules(unit, one) for unit in units for one in unit.outputs],
             on_event=on_event,
         )
         chosen = calibration.recipe

@@ -17,12 +17,13 @@ import mlxtx
 from mlxtx.checkpoint import calibrate, streaming, units
 from mlxtx.checkpoint import proof as proof_module
 from mlxtx.checkpoint.proof import prove, rounding_error
-from mlxtx.checkpoint.quantization import Quantization
+from mlxtx.checkpoint.quantization import Quantization, QuantizationTable
 from mlxtx.checkpoint.recipes import MIXED, Recipe, make_recipe, parse_bits
 from mlxtx.checkpoint.shards import alone, split_shards
-from mlxtx.checkpoint.source import INDEX, Checkpoint
+from mlxtx.checkpoint.source import INDEX, Checkpoint, read_config
 from mlxtx.errors import MlxtxError
 from mlxtx.events import Progress
+from mlxtx.text.tokenizer import Tokenizer
 from mlxtx.tiny_model import write_tiny_model
 from tests.checkpoint.builders import LLAMA, bfloat16, save, shard, write_llama
 from tests.checkpoint.compare import digest, equal, tensors
@@ -523,6 +524,59 @@ def test_calibrating_on_a_text(tmp_path, monkeypatch):
     text.write_text("short")
     with pytest.raises(MlxtxError, match="calibration needs at least 24"):
         mlxtx.convert(tmp_path / "source", tmp_path / "no", calibrate=text, target_bpw=4)
+
+
+def test_what_is_written_as_one_is_calibrated_as_one(tmp_path, monkeypatch):
+    """Phi-3 has one projection for queries, keys and values: their figures are of one packing."""
+    rows = [[(7 * i + 3 * row) % 60 for i in range(16)] for row in range(4)]
+    monkeypatch.setattr(calibrate, "_tokens", lambda folder, text: rows)
+    Fixture.load("phi3").write_checkpoint(tmp_path / "source")
+    options = {"calibrate": "text", "target_bpw": 5.0, "group_size": 32, "dtype": "bfloat16"}
+    result = mlxtx.convert(tmp_path / "source", tmp_path / "out", **options)
+    written = QuantizationTable.from_config(read_config(tmp_path / "out"))
+    chosen, seen = result.calibration.recipe, set()
+    for i in range(4):
+        parts = {
+            "qkv": ["self_attn.q", "self_attn.k", "self_attn.v"],
+            "gate_up": ["mlp.gate", "mlp.up"],
+        }
+        for fused, names in parts.items():
+            where = names[0].split(".")[0]
+            how = written(f"model.layers.{i}.{where}.{fused}_proj")
+            assert {chosen(f"model.layers.{i}.{name}_proj") for name in names} == {how}
+            seen.add(how)
+    assert len(seen) > 1
+
+
+def test_what_was_not_measured_stays_within_the_bits():
+    found = [calibrate.Sensitivity("m", 64, {Quantization(b, 64): 4.0**-b for b in calibrate.BITS})]
+    for target, bits in ((2.7, 2), (3.9, 3), (4.5, 4), (8.5, 8)):
+        assert calibrate.choose(found, target, 64)("elsewhere") == Quantization(bits, 64)
+
+
+def test_what_is_never_packed_is_not_rounded_for_the_figures(tmp_path):
+    Fixture.load("qwen2_moe").write_checkpoint(tmp_path / "model")
+    gates = Recipe(Quantization(2, 32), [("*shared_expert_gate", Quantization(2, 32)), ("*", None)])
+    _, figures = calibrate.quality(tmp_path / "model", mx.array([[5, 9, 2, 7]]), [None, gates])
+    assert figures.kl == 0.0
+
+
+def test_the_rows_that_judge_are_others_than_those_that_choose(tmp_path):
+    write_tiny_model(tmp_path / "source")
+    text = tmp_path / "text.txt"
+    for length in (220, 230, 500):  # one row of tokens, and more
+        text.write_text("".join(chr(0x100 + i) for i in range(length // 2)))
+        rows = calibrate._tokens(tmp_path / "source", text)
+        assert len(rows) > 1
+        joined = Tokenizer.load(tmp_path / "source").encode(text.read_text())
+        starts = [next(i for i in range(len(joined)) if joined[i : i + len(r)] == r) for r in rows]
+        assert all(b - a >= len(rows[0]) for a, b in itertools.pairwise(starts))
+
+
+def test_bits_out_of_reach_are_told_before_anything_is_measured(tmp_path):
+    write_llama(tmp_path / "source")
+    with pytest.raises(MlxtxError, match="out of reach"):
+        mlxtx.convert(tmp_path / "source", tmp_path / "out", calibrate="no such", target_bpw=12)
 
 
 def test_measured_sensitivity_is_the_change_of_the_stream(tmp_path):
