@@ -130,8 +130,9 @@ class Slots:
         """Puts ``new`` into the slots from ``slot`` on, which are reserved."""
         assert self.rows is not None
         stop = slot + count_rows(new)
-        buffer = array_of(self.rows)
-        buffer[:, :, slot:stop] = array_of(new)  # in place, unless a copy shares the buffer
+        buffer = array_of(self.rows)[:]  # what ``slice_rows`` handed out whole stays as it is
+        buffer[:, :, slot:stop] = array_of(new)  # in place, unless something shares the buffer
+        self.rows = with_array(self.rows, buffer)
 
     def read(self, start: int, stop: int) -> Rows:
         assert self.rows is not None

@@ -95,6 +95,15 @@ def test_going_back_too_far_changes_nothing():
     np.testing.assert_allclose(logits(model, TOKENS, cache, [60]), fresh, **CLOSE)
 
 
+@pytest.mark.parametrize("kv", ["w9", "w9s2", "k8v4g32w9"])
+def test_a_window_that_keeps_nothing_to_go_back_shows_what_one_that_does_shows(kv):
+    model = tiny_model(*KINDS["windows"])
+    sizes = [9, 11, *[1] * 20, 8, 12]  # after 20 rows a ring of 8 begins in the middle, later not
+    kept = logits(model, TOKENS, model.make_cache(kv), sizes)
+    bare = logits(model, TOKENS, model.make_cache(kv, rewind=0), sizes)
+    np.testing.assert_allclose(bare, kept, **CLOSE)
+
+
 def test_packed_rows_are_refused():
     model = tiny_model()
     with pytest.raises(MlxtxError, match="without a cache"):
