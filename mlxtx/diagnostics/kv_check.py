@@ -104,8 +104,9 @@ def bytes_per_token(model: Any, kv: str) -> int:
 
 
 def smallest_within(scores: Sequence[KVScore], largest_loss: float = LARGEST_LOSS) -> KVScore:
-    """The score with the fewest bytes whose mean divergence stays within ``largest_loss``."""
-    within = [score for score in scores if score.divergence <= largest_loss]
+    """The score with the fewest bytes whose mean divergence stays within ``largest_loss``; plain,
+    which costs nothing, is always one of them."""
+    within = [s for s in scores if s.kv == "plain" or s.divergence <= largest_loss]
     return min(within, key=lambda score: (score.bytes_per_token, score.divergence))
 
 

@@ -37,6 +37,7 @@ def test_fewer_bits_lose_more_and_take_less(kind):
     assert sizes == sorted(sizes, reverse=True)
     assert smallest_within(scores, 0.0).kv == "plain"
     assert smallest_within(scores, 1e9).kv == "k2v2g32"
+    assert smallest_within(scores, -1.0).kv == "plain"
 
 
 def test_the_divergence_is_that_of_the_distributions():
