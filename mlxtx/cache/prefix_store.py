@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -94,27 +95,29 @@ class PrefixStore:
         kv: str | KVSettings | None = None,
     ) -> tuple[ModelCache, list[int]] | None:
         """The saved cache with the longest beginning of ``tokens``, cut to it, and the tokens it
-        holds; None if there is none that fits the model and the setting."""
+        holds; None if there is none that fits the model and the setting. One of which less than
+        half is needed is passed over: reading it, and holding its buffers, costs more than feeding
+        the few tokens that any two prompts of a chat template begin with."""
         settings = str(parse_kv(kv))
-        best: tuple[int, SavedCacheInfo] | None = None
+        found: list[tuple[int, SavedCacheInfo]] = []
         for info in self:
             if (info.model, info.settings, len(info.tokens)) != (fingerprint, settings, 1):
                 continue
             kept = min(common_prefix(info.tokens[0], tokens), len(tokens) - 1)
-            if kept > (best[0] if best else 0):
-                best = kept, info
-        if best is None:
-            return None
-        kept, info = best
-        try:
-            cache, held = load_cache(info.path, model, fingerprint=fingerprint, kv=kv)
-            os.utime(info.path)
-        except (MlxtxError, OSError):  # damaged or deleted meanwhile: the prompt is fed instead
-            return None
-        if not cache.can_rollback(cache.offset - kept):
-            return None
-        cache.rollback(cache.offset - kept)
-        return cache, held[0][:kept]
+            if 0 < info.offset <= 2 * kept:
+                found.append((kept, info))
+        # Of equals the shortest first: layers with a window can't be cut by much.
+        for kept, info in sorted(found, key=lambda one: (-one[0], one[1].offset)):
+            try:
+                cache, held = load_cache(info.path, model, fingerprint=fingerprint, kv=kv)
+            except (MlxtxError, OSError):  # damaged or deleted meanwhile
+                continue
+            if cache.can_rollback(cache.offset - kept):
+                with suppress(OSError):  # a folder that may only be read
+                    os.utime(info.path)
+                cache.rollback(cache.offset - kept)
+                return cache, held[0][:kept]
+        return None
 
     def remove(self, name: str) -> Path:
         """Deletes the one saved cache whose file name begins with ``name``."""

@@ -9,6 +9,7 @@ from mlxtx.cache.model_cache import Mark, ModelCache
 
 MARKS = 16
 MARK_BYTES = 256 << 20  # of all marks; the newest may have more, for it is the likeliest
+TEMPLATE_TOKENS = 128  # fewer may be shared by any two chats, for their template begins alike
 Find = Callable[[Sequence[int]], tuple[ModelCache, list[int]] | None]
 
 
@@ -34,7 +35,8 @@ class ReusedCache:
     """
 
     def __init__(self, make_cache: Callable[[], ModelCache], find: Find | None = None):
-        """``find`` gives a saved cache, and its tokens, for a prompt that shares nothing."""
+        """``find`` gives a saved cache, and its tokens, for a prompt that shares next to nothing
+        (fewer than ``TEMPLATE_TOKENS``)."""
         self._make_cache = make_cache
         self._find = find
         self.reset()
@@ -53,12 +55,12 @@ class ReusedCache:
         kept, mark = self._way_back(prompt)
         if not kept:
             self.reset()
-            found = self._find(prompt) if self._find else None
-            if found is not None:
-                self.cache, kept = found[0], len(found[1])
+        found = self._find(prompt) if self._find and kept < TEMPLATE_TOKENS else None
+        if found is not None and len(found[1]) > kept:
+            self.cache, kept, self._marks = found[0], len(found[1]), []
         elif mark is not None:
             self.cache.return_to(mark)
-        else:
+        elif kept:
             self.cache.rollback(self.cache.offset - kept)
         self._marks = [m for m in self._marks if m.offset <= kept]
         self.tokens = list(prompt)
