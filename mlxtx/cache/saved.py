@@ -15,6 +15,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlxtx.cache.layer import RowsCache
 from mlxtx.cache.model_cache import ModelCache
 from mlxtx.cache.rows import array_of
 from mlxtx.cache.segment import Segment
@@ -129,13 +130,14 @@ def load_cache(
         cache = model.make_cache(
             settings, left_padding=info.left_padding, rewind=int(reader.metadata["rewind"])
         )
-        described = json.loads(reader.metadata["segments"])
+        described = _json(reader.metadata["segments"])
         for number, layer in enumerate(cache.distinct()):
             for name, segment in layer.segments.items():
                 prefix = f"layers.{number}.{name}"
                 _check_facts(described[prefix], prefix, info.offset)
                 _fill(segment, described[prefix], prefix, reader, len(info.tokens))
             layer.rows = info.offset
+            _check_rows(layer, number)
     except (LookupError, ValueError, TypeError, AttributeError, AssertionError) as error:
         raise MlxtxError(f"{path} does not hold what its header says ({error})") from None
     cache.offset = info.offset
@@ -164,7 +166,7 @@ def _fill(segment: Segment, facts: dict[str, Any], prefix: str, reader: Any, bat
         stored = zip(("keys", "values"), formats, facts["dims"], facts["dtypes"], strict=True)
         for kind, row_format, dim, dtype in stored:
             name = f"{prefix}.{kind}"
-            if kind == "values" and name not in reader.tensors:
+            if kind == "values" and not dim and name not in reader.tensors:
                 found.append(None)
                 continue
             array = reader.read(name)
@@ -173,6 +175,28 @@ def _fill(segment: Segment, facts: dict[str, Any], prefix: str, reader: Any, bat
             found.append(row_format.from_array(array, dim, DTYPES[dtype]))
         segment.write(*found)
     segment.newest = facts["newest"]
+    if segment.oldest != facts["oldest"]:
+        raise ValueError(f"{prefix} begins with row {facts['oldest']}, not {segment.oldest}")
+
+
+def _check_rows(layer: RowsCache, number: int) -> None:
+    """The layer's segments follow each other to its last row and lack nothing that is seen again."""
+    head, body, tail = layer.head, layer.body, layer.tail
+    last = tail or body
+    whole = body.origin == layer.layout.head and last.stop == max(layer.rows, body.origin)
+    if head is not None:
+        whole = whole and (head.origin, head.stop) == (0, min(layer.rows, body.origin))
+    if tail is not None:
+        whole = whole and tail.origin == body.stop
+    if not whole or not layer.can_rollback(0):
+        raise ValueError(f"layer {number} does not hold {layer.rows} rows")
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 def _reader(path: str | Path) -> Any:
@@ -187,11 +211,16 @@ def _reader(path: str | Path) -> Any:
 def _info(reader: Any) -> SavedCacheInfo:
     data = reader.metadata
     try:
-        padding = json.loads(data["left_padding"])
+        padding = _json(data["left_padding"])
         tokens = reader.read("tokens").tolist()
         offset = int(data["offset"])
         if any(len(row) != offset for row in tokens):
             raise ValueError("tokens and offset differ")
+        if padding is not None and not (
+            len(padding) == len(tokens)
+            and all(type(count) is int and 0 <= count < 1 << 31 for count in padding)
+        ):
+            raise ValueError("the padding is of other rows")
         return SavedCacheInfo(
             path=reader.path,
             model=data["model"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import json
 import os
 import struct
 import tempfile
@@ -128,6 +129,69 @@ def damaged_source(kv):
             Path(folder) / "a", filled(model, TOKENS[:20], kv), model="m", tokens=[TOKENS[:20]]
         )
         return model, (Path(folder) / "a").read_bytes()
+
+
+def without_values(header, data):
+    """The file's last tensor taken out, and the header told."""
+    start, stop = header.pop("layers.1.body.values")["data_offsets"]
+    assert stop == len(data)
+    return data[:start]
+
+
+def says(name, value):
+    def change(header, data):
+        header["__metadata__"][name] = value
+        return data
+
+    return change
+
+
+def moved(**facts):
+    def change(header, data):
+        segments = json.loads(header["__metadata__"]["segments"])
+        for segment in segments.values():
+            segment.update(facts)
+        return says("segments", json.dumps(segments))(header, data)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        without_values,
+        moved(origin=4, oldest=4, stop=24, newest=24),
+        moved(oldest=10, stop=30, newest=30),
+        moved(newest=5000),
+        says("rewind", "-8"),
+        says("left_padding", "[-4]"),
+        says("left_padding", "[1, 2]"),
+        says("left_padding", '["a"]'),
+        says("left_padding", "[" * 5000),
+        says("segments", "[" * 5000),
+    ],
+)
+def test_a_header_that_does_not_fit_its_rows_is_refused(change, tmp_path):
+    model, path = tiny_model(*KINDS["windows"][:2]), tmp_path / "a"
+    save_cache(path, filled(model, TOKENS[:20]), model="m", tokens=[TOKENS[:20]])
+    load_cache(path, model, fingerprint="m")
+    whole = path.read_bytes()
+    (length,) = struct.unpack("<Q", whole[:8])
+    header = json.loads(whole[8 : 8 + length])
+    data = change(header, whole[8 + length :])
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    with pytest.raises(MlxtxError, match="does not"):
+        load_cache(path, model, fingerprint="m")
+
+
+def test_rows_that_are_missing_are_noticed(tmp_path):
+    model = tiny_model()
+    cache = filled(model, TOKENS[:12])
+    cache.offset = 20
+    save_cache(tmp_path / "a", cache, model="m", tokens=[TOKENS[:20]])
+    with pytest.raises(MlxtxError, match="does not hold 20 rows"):
+        load_cache(tmp_path / "a", model, fingerprint="m")
 
 
 def test_the_fingerprint_tells_models_apart():
