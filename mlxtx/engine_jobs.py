@@ -142,8 +142,7 @@ def _generate(job: engine.Generate, running: Running) -> Done:
         running.state["session"] = kv, session
     prompt: Any = job.messages
     if job.goes_on:
-        prompt = model.encode(job.messages[:-1], **options.pop("template", {}))
-        prompt += model.tokenizer.encode(job.messages[-1]["content"], add_special=False)
+        prompt, options["begun"] = _going_on(model, job.messages, options.pop("template", {}))
     meter = _Meter()
     for event in model.stream(prompt, session=session, should_stop=running.stopped, **options):
         if isinstance(event, Done):
@@ -152,6 +151,19 @@ def _generate(job: engine.Generate, running: Running) -> Done:
         if isinstance(event, Delta) and (stats := meter.token()) is not None:
             running.emit(replace(stats, cache_bytes=session.cache.nbytes, memory_bytes=_memory()))
     return Done(reason="stopped")
+
+
+def _going_on(
+    model: LanguageModel, messages: list[dict[str, Any]], template: dict[str, Any]
+) -> tuple[list[int], int]:
+    """The prompt of an answer that the last message begins, and how many of its tokens that is."""
+    from mlxtx.generation.generate import ends_thinking
+
+    prompt = model.encode(messages[:-1], **template)
+    if ends_thinking(prompt, model.tokenizer.thinking_ids):  # the template began it: it is over
+        prompt += model.tokenizer.encode("</think>\n\n", add_special=False)
+    begun = model.tokenizer.encode(messages[-1]["content"], add_special=False)
+    return prompt + begun, len(begun)
 
 
 class _Meter:

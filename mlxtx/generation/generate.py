@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from mlxtx.text.tokenizer import Tokenizer
 
 MOST_BEAMS = 1000  # each has a cache of its own
-MOST_LENGTH_PENALTY = 30.0  # of a power of the length: a larger one is no number any more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +40,7 @@ class Options(Sampling):
     logprobs        n: keep the log-probability of every token and of the n most likely (None: off)
     beams           above 1: beam search of this width, without sampling
     length_penalty  beams are ranked by log-probability / length ** length_penalty
+    begun           how many tokens at the end of the prompt begin the answer, whose text goes on
     ignore_end      go on after an end token (benchmarks)
     kv              how the cache keeps keys and values, "k8v4g64" for instance (None: as they are)
     prefill_chunk   tokens of the prompt in one forward pass
@@ -52,6 +52,7 @@ class Options(Sampling):
     logprobs: int | None = None
     beams: int = 1
     length_penalty: float = 1.0
+    begun: int = 0
     ignore_end: bool = False
     kv: str | None = None
     prefill_chunk: int = PREFILL_CHUNK
@@ -61,16 +62,15 @@ class Options(Sampling):
         super().__post_init__()
         if self.max_tokens < 1:
             raise MlxtxError(f"max_tokens must be 1 or more, not {self.max_tokens}")
+        if self.begun < 0:
+            raise MlxtxError(f"begun must be 0 or more, not {self.begun}")
         if self.prefill_chunk < 1:
             raise MlxtxError(f"prefill_chunk must be 1 or more, not {self.prefill_chunk}")
         if not 1 <= self.beams <= MOST_BEAMS:
             raise MlxtxError(f"beams must be from 1 to {MOST_BEAMS}, not {self.beams}")
-        if not abs(self.length_penalty) <= MOST_LENGTH_PENALTY:
-            most = MOST_LENGTH_PENALTY
-            raise MlxtxError(
-                f"length_penalty must be a number from {-most:g} to {most:g},"
-                f" not {self.length_penalty}"
-            )
+        penalty = self.length_penalty
+        if not -30 <= penalty <= 30:  # of powers of the length: larger ones are no numbers
+            raise MlxtxError(f"length_penalty must be a number from -30 to 30, not {penalty}")
         if self.logprobs is not None and self.logprobs < 0:
             raise MlxtxError(f"logprobs must be 0 or more, not {self.logprobs}")
         penalties = (self.repetition_penalty - 1, self.presence_penalty, self.frequency_penalty)
@@ -142,6 +142,10 @@ class _Row:
         self.room = min(options.max_tokens, limit - len(prompt) + 1)  # the last one is not fed
         self.ends = frozenset() if options.ignore_end else tokenizer.eos_ids
         self.stream = tokenizer.stream()
+        if options.begun:
+            for token in prompt[-options.begun :]:
+                self.stream.push(token)
+            self.stream.finish()
         self.stops = StopStrings(options.stops)
         # Special tokens are no text, so a stop string that spells one has to be seen as its id.
         named = {tokenizer.id_of(stop) for stop in self.stops.stops}
@@ -151,7 +155,7 @@ class _Row:
         self.parts: list[str] = []
         self.reason: str | None = None
         self.marks = tokenizer.thinking_ids
-        self.thinking = _ends_thinking(prompt, self.marks)
+        self.thinking = ends_thinking(prompt, self.marks)
 
     def push(self, token: int, logprob: TokenLogprob | None) -> Delta:
         self.tokens.append(token)
@@ -184,7 +188,7 @@ class _Row:
         return text
 
 
-def _ends_thinking(prompt: Sequence[int], marks: tuple[int, int] | None) -> bool:
+def ends_thinking(prompt: Sequence[int], marks: tuple[int, int] | None) -> bool:
     """Some chat templates open the thinking themselves: the prompt's last mark decides."""
     last = next((token for token in reversed(prompt) if marks and token in marks), None)
     return marks is not None and last == marks[0]

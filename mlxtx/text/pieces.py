@@ -121,13 +121,16 @@ class Hold:
     def __init__(self, decode: Callable[[list[str]], str]) -> None:
         self.decode = decode
         self.pieces: list[str] = []
+        self.given = 0
 
     def push(self, piece: str) -> list[str]:
         self.pieces.append(piece)
         return []
 
     def finish(self) -> list[str]:
-        return [self.decode(self.pieces)]
+        text, given = self.decode(self.pieces), self.given
+        self.given = len(text)
+        return [text[given:]]
 
 
 def run(steps: list[Step], piece: str | None) -> str:

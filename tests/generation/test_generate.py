@@ -224,6 +224,7 @@ def test_bad_prompts_are_one_line(model, prompt, message):
     [
         ({"max_tokens": 0}, "max_tokens must be 1 or more"),
         ({"prefill_chunk": 0}, "prefill_chunk"),
+        ({"begun": -1}, "begun must be 0 or more"),
         ({"beams": 0}, "beams"),
         ({"max_tokens": "5"}, "max_tokens must be a whole number, not '5'"),
         ({"max_tokens": 2.5}, "max_tokens must be a whole number, not 2.5"),
@@ -344,6 +345,24 @@ def kinds(model: LanguageModel, prompt: list[int], answer: list[int]) -> list[st
     generation = Generation(model.model, model.tokenizer, [prompt], Options())
     row = generation.rows[0]
     return [row.push(token, None).kind for token in answer]
+
+
+@pytest.mark.parametrize("kind", ["byte_fallback", "metaspace", "byte_level", "words", "wordpiece"])
+def test_the_text_of_an_answer_goes_on_from_its_beginning(tmp_path, model, kind):
+    """A first word gives up the space before it, which belongs between this and the beginning."""
+    from mlxtx.text.tokenizer import Tokenizer
+    from tests.text import vocabularies
+
+    getattr(vocabularies, kind)().save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(tmp_path)
+    words = tokenizer.encode("The lamp 👍", add_special=False)
+    more = tokenizer.encode("The lamp on", add_special=False)[-1]
+    prompt = [5, *words]
+    row = Generation(model.model, tokenizer, [prompt], Options(begun=len(words))).rows[0]
+    row.push(more, None)
+    row.finish("length")
+    whole = tokenizer.decode([*words, more])
+    assert tokenizer.decode(words) + "".join(row.parts) == whole
 
 
 def test_thinking_is_told_apart_by_its_marks(tmp_path, model):

@@ -140,6 +140,25 @@ def test_a_reply_goes_on_where_it_ended(desk: Desk, model: Path) -> None:
     assert events[-1].stats.prompt_tokens == len(prompt)
 
 
+def test_a_reply_that_goes_on_has_thought_already(model: Path, tmp_path: Path) -> None:
+    """Where the template opens the thinking, a reply with a text has left it."""
+    from mlxtx.engine_jobs import _going_on
+    from mlxtx.language_model import LanguageModel
+    from mlxtx.text.tokenizer import Tokenizer
+    from mlxtx.tiny_model import tiny_tokenizer
+
+    inner = tiny_tokenizer()
+    inner.add_tokens(["<think>", "</think>"])
+    inner.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}<think>{{ '\n' }}")
+    tokenizer = Tokenizer.load(tmp_path)
+    thinker = LanguageModel(None, tokenizer)  # type: ignore[arg-type]
+    begun = [*HELLO, {"role": "assistant", "content": "The lamp"}]
+    prompt, count = _going_on(thinker, begun, {})
+    assert tokenizer.decode(prompt) == "Hello<think>\n</think>\n\nThe lamp"
+    assert tokenizer.decode(prompt[-count:]) == "The lamp"
+
+
 def test_stop_ends_within_a_token_and_tells_the_figures(desk: Desk, model: Path) -> None:
     loaded(desk, model)
     number = desk.engine.submit(
