@@ -214,7 +214,7 @@ def save_setting(table: str, name: str, value: Any, path: Path | None = None) ->
     """Set ``name`` in [table] ("" for the top), leaving every other line as it was.
 
     ``value`` None removes it. A file that is no TOML is kept beside as ``settings.toml.broken``.
-    Raises MlxtxError when the file can't be written.
+    Raises MlxtxError or OSError when the file can't be written.
     """
     from mlxtx.files import locked
 
@@ -235,12 +235,21 @@ def _save(table: str, name: str, value: Any, path: Path) -> None:
         text, before = "", {}
     wanted = _with_value(before, table, name, value)
     new = _edit(text, table, name, value)
-    try:
-        ok = tomllib.loads(new) == wanted
-    except tomllib.TOMLDecodeError:
-        ok = False
+    place = before.get(table)
+    old = place.get(name) if isinstance(place, dict) else None
+    if isinstance(value, dict) and isinstance(old, dict) and _read(new) != wanted:
+        new = text  # it is a table of its own
+        for key in old | value:
+            new = _edit(new, f"{table}.{_key(name)}", key, value.get(key))
     # A layout the line editor does not know (dotted keys, inline tables): write it all afresh.
-    write_text_atomic(path, new if ok else _dump(wanted))
+    write_text_atomic(path, new if _read(new) == wanted else _dump(wanted))
+
+
+def _read(text: str) -> dict[str, Any] | None:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        return None
 
 
 def _with_value(values: dict[str, Any], table: str, name: str, value: Any) -> dict[str, Any]:
@@ -258,9 +267,10 @@ def _with_value(values: dict[str, Any], table: str, name: str, value: Any) -> di
 
 
 def _edit(text: str, table: str, name: str, value: Any) -> str:
-    """``text`` with the one line of ``name`` in ``table`` changed, added or removed."""
+    """``text`` with the one entry of ``name`` in ``table`` changed, added or removed."""
     lines = text.removesuffix("\n").split("\n") if text else []
-    headers = [i for i, line in enumerate(lines) if line.lstrip().startswith("[")]
+    ends = _entries(lines)
+    headers = [i for i in ends if lines[i].lstrip().startswith("[")]
     start, end = 0, headers[0] if headers else len(lines)
     if table:
         names = f"(?:{re.escape(table)}|{re.escape(_quote(table))})"
@@ -272,15 +282,38 @@ def _edit(text: str, table: str, name: str, value: Any) -> str:
         else:
             start, end = at + 1, next((i for i in headers if i > at), len(lines))
     pattern = re.compile(rf"\s*(?:{re.escape(name)}|{re.escape(_quote(name))})\s*=")
-    at = next((i for i in range(start, end) if pattern.match(lines[i])), None)
+    at = next((i for i in ends if start <= i < end and pattern.match(lines[i])), None)
     new = [] if value is None else [f"{_key(name)} = {_toml(value)}"]
     if at is not None:
-        lines[at : at + 1] = new
+        comment = _comment(lines[at : ends[at]])
+        lines[at : ends[at]] = [line + comment for line in new]
     else:
         while end > start and not lines[end - 1].strip():
             end -= 1
         lines[end:end] = new
     return "\n".join(lines) + "\n"
+
+
+def _entries(lines: list[str]) -> dict[int, int]:
+    """Where each header, comment, empty line or key begins, and the line behind its value."""
+    ends: dict[int, int] = {}
+    at = 0
+    while at < len(lines):
+        more = range(at + 1, len(lines) + 1)
+        ends[at] = next(
+            (end for end in more if _read("\n".join(lines[at:end])) is not None), at + 1
+        )
+        at = ends[at]
+    return ends
+
+
+def _comment(lines: list[str]) -> str:
+    """The comment behind a key's value, with the space before it."""
+    *before, last = lines
+    for hash in re.finditer(r"\s*#", last):
+        if _read("\n".join([*before, last[: hash.start()]])):
+            return last[hash.start() :]
+    return ""
 
 
 def _dump(values: dict[str, Any], prefix: str = "") -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -105,6 +106,38 @@ def test_saving_a_preset_leaves_every_other_line(tmp_path: Path) -> None:
         "pirate": Preset("Arr."),
         "brief": Preset("Short.\n", {"top_k": 4}),
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "change", "result"),
+    [
+        (
+            '# mine\ntheme = "a#b"  # calm "x" # y\n',
+            ("", "theme", "nord"),
+            '# mine\ntheme = "nord"  # calm "x" # y\n',
+        ),
+        (
+            '# mine\nmodel_folders = [\n  "a", # one\n  "b",\n] # both\nkv = "" # none\n',
+            ("", "model_folders", ["c"]),
+            '# mine\nmodel_folders = ["c"] # both\nkv = "" # none\n',
+        ),
+        (
+            '# mine\nsystem = """\nkv = 5\n[x]\n"""\nkv = "" # none\n',
+            ("", "kv", "k8v4g64"),
+            '# mine\nsystem = """\nkv = 5\n[x]\n"""\nkv = "k8v4g64" # none\n',
+        ),
+        (
+            '# mine\n[presets.a]\nsystem = "x" # short\nmin_p = 0.1\n# end\n[keys] # none\n',
+            ("presets", "a", {"system": "y", "top_k": 3}),
+            '# mine\n[presets.a]\nsystem = "y" # short\n# end\ntop_k = 3\n[keys] # none\n',
+        ),
+    ],
+)
+def test_saving_leaves_comments(tmp_path: Path, text: str, change: tuple[str, str, Any], result: str) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text(text)
+    save_setting(*change, path)
+    assert path.read_text() == result
 
 
 def test_nothing_of_a_file_written_afresh_is_lost(tmp_path: Path) -> None:
