@@ -133,7 +133,9 @@ def test_saving_a_preset_leaves_every_other_line(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_saving_leaves_comments(tmp_path: Path, text: str, change: tuple[str, str, Any], result: str) -> None:
+def test_saving_leaves_comments(
+    tmp_path: Path, text: str, change: tuple[str, str, Any], result: str
+) -> None:
     path = tmp_path / "settings.toml"
     path.write_text(text)
     save_setting(*change, path)
