@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlxtx.checkpoint import bundled
 from mlxtx.checkpoint.source import read_config
 from mlxtx.files import write_error, write_text_atomic
 
@@ -35,7 +37,7 @@ def write_card(
 ) -> None:
     """``README.md``: where the model comes from, how it was packed and what that costs."""
     about = _front_matter(source / "README.md")
-    from_hub = not Path(origin).expanduser().exists()
+    from_hub = origin != bundled.NAME and not os.path.exists(os.path.expanduser(origin))
     lines = ["---", "library_name: mlx", "pipeline_tag: text-generation", "tags:", "- mlx"]
     if from_hub:
         lines.append(f"base_model: {origin}")
@@ -73,12 +75,17 @@ _LICENCE = ("license", "license_name", "license_link")
 
 
 def _front_matter(path: Path) -> dict[str, str]:
-    """The plain ``key: value`` lines at the top of a model card."""
+    """The plain ``key: value`` lines at the top of a model card, and lists of one line each."""
     if not path.is_file():
         return {}
-    text = path.read_text(encoding="utf-8", errors="replace")[:20_000]
-    match = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-    pairs = re.findall(r"^(\w+):[ \t]*([^\n]+)$", match[1], re.MULTILINE) if match else []
+    text = path.read_text(encoding="utf-8-sig", errors="replace")[:20_000]
+    match = re.match(r"---[ \t]*\n(.*?)\n---", text, re.DOTALL)
+    lines = match[1] if match else ""
+    # ">" and "|" begin a text on the lines below, which is left out.
+    pairs = re.findall(r"^(\w+):[ \t]*([^\s>|][^\n]*)$", lines, re.MULTILINE)
+    for key, below in re.findall(r"^(\w+):[ \t]*((?:\n[ \t]*- [^\n]+)+)", lines, re.MULTILINE):
+        items = [line.strip().removeprefix("- ").strip() for line in below.split("\n")[1:]]
+        pairs.append((key, items[0] if len(items) == 1 else f"[{', '.join(items)}]"))
     return {key: value.strip() for key, value in pairs if value.strip().isprintable()}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -179,7 +179,8 @@ class ShardWriter:
             self.sync()
         finally:
             for handle in (*self._open.values(), self._journal):
-                handle.close()
+                with suppress(OSError):  # the disk is full, which sync has told
+                    handle.close()
             self._open = {}
 
     def write_index(self, parameters: int) -> None:

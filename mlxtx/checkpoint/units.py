@@ -17,6 +17,7 @@ from mlxtx.checkpoint.quantization import Quantization
 from mlxtx.checkpoint.safetensors import dtype_name
 from mlxtx.checkpoint.shards import ShardWriter
 from mlxtx.checkpoint.weights import Form, WeightPlan
+from mlxtx.errors import MlxtxError
 from mlxtx.naming.map import Group, Plan, split_suffix
 from mlxtx.naming.transforms import Same, Stacked
 
@@ -95,8 +96,7 @@ def run_unit(unit: Unit, plan: WeightPlan, writer: ShardWriter) -> Iterator[int]
     offsets: dict[str, int] = {}
     for tensor, start, stop in pieces:
         assert tensor.rows is not None
-        rows = tensor.rows(start, stop).astype(output.form.dtype)
-        _write(output, rows, writer, offsets)
+        _write(output, tensor.rows(start, stop), writer, offsets)
         yield tensor.nbytes * (stop - start) // max(_rows(tensor.shape), 1)
 
 
@@ -108,12 +108,16 @@ def _whole(unit: Unit, plan: WeightPlan, writer: ShardWriter) -> Iterator[int]:
     for group in unit.saves:
         arrays = [ours[name] for name in group.sources]
         for name, array in zip(group.targets, group.apply(arrays), strict=True):
-            _write(outputs[name], array.astype(outputs[name].form.dtype), writer, {})
+            _write(outputs[name], array, writer, {})
     yield unit.nbytes(plan)
 
 
 def _write(output: Output, array: mx.array, writer: ShardWriter, offsets: dict[str, int]) -> None:
     """Write an array (or some rows of it) behind what ``offsets`` says is there already."""
+    wide, array = array, array.astype(output.form.dtype)
+    halved = array.dtype == mx.float16 and wide.dtype != mx.float16
+    if halved and not mx.array_equal(mx.isfinite(wide), mx.isfinite(array)).item():
+        raise MlxtxError(f"{output.name} holds numbers beyond float16's 65504; use bfloat16")
     parts = {output.name: array}
     if output.quantization:
         parts = {output.module + k: a for k, a in output.quantization.pack(array).items()}

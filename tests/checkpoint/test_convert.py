@@ -338,7 +338,40 @@ def test_companions_come_along_unchanged_and_the_card_tells_the_story(tmp_path):
     assert f"KL divergence {result.proof.kl:.2e}" in card
 
 
+@pytest.mark.parametrize(
+    ("front", "lines"),
+    [
+        ("license:\n- mit\nbase_model:\n  - big/one", ["license: mit", "base_model: big/one"]),
+        ("license:\n- mit\n- other\ntags:\n- x", ["license: [mit, other]"]),
+        ("license: other\nlicense_link: >-\n  https://x.y", ["license: other"]),
+    ],
+)
+def test_the_card_keeps_lists_and_leaves_out_long_texts(tmp_path, front, lines):
+    write_llama(tmp_path / "source")
+    (tmp_path / "source" / "README.md").write_text(f"\ufeff---\n{front}\n---\n# Hi\n")
+    mlxtx.convert(tmp_path / "source", tmp_path / "out", verify=False)
+    head = (tmp_path / "out" / "README.md").read_text().split("---\n")[1].splitlines()
+    assert sorted(head[4:]) == sorted(lines)
+
+
+def test_the_card_of_the_bundled_model_names_no_repository(tmp_path):
+    mlxtx.convert("bundled", tmp_path / "out", verify=False)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "base_model: bundled" not in card and "Hub repository" not in card
+
+
 # --------------------------------------------------------------------------------- bad input
+
+
+def test_numbers_beyond_half_precision_are_refused(tmp_path):
+    """Also in a row of the embeddings that no prompt of the proof reaches."""
+    weights = write_llama(tmp_path / "source", dtype="BF16")
+    weights["model.embed_tokens.weight"][90, 3] = 1e6
+    stored = {name: ("BF16", bfloat16(array)) for name, array in weights.items()}
+    save(tmp_path / "source" / "model.safetensors", stored)
+    for more in ({}, {"bits": 4}):
+        with pytest.raises(MlxtxError, match=r"model.embed_tokens.weight .*use bfloat16"):
+            mlxtx.convert(tmp_path / "source", tmp_path / "out", dtype="float16", **more)
 
 
 def test_where_a_result_may_not_go(tmp_path):

@@ -15,6 +15,7 @@ import pytest
 import mlxtx
 from mlxtx.checkpoint import shards, units
 from mlxtx.checkpoint.shards import ShardWriter, journal_of
+from mlxtx.errors import MlxtxError
 from tests.checkpoint.builders import write_llama
 from tests.checkpoint.compare import digest, tensors
 
@@ -114,6 +115,17 @@ def test_a_journal_that_lies_is_not_believed(tmp_path):
         assert (folder / "model.safetensors").read_bytes() == content
     (folder / "model.safetensors").write_bytes(content[:-1])
     assert ShardWriter(folder, layout, "key").done == set()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_a_disk_that_is_full_at_the_end_is_one_line(tmp_path):
+    """What is still in a buffer is written when the file is closed."""
+    writer = ShardWriter(tmp_path / "x", {"a": ("U8", (8,))}, "key")
+    (tmp_path / "x" / "model.safetensors").unlink()
+    (tmp_path / "x" / "model.safetensors").symlink_to("/dev/full")
+    writer.write("a", mx.zeros(8, mx.uint8))
+    with pytest.raises(MlxtxError, match="the disk is full"):
+        writer.close()
 
 
 KILLED = """
