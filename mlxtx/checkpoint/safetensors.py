@@ -204,6 +204,8 @@ def _tensor(name: str, entry: Any, data_start: int) -> TensorInfo:
     begin, end = offsets
     if end - begin != expected:
         raise bad(f"{dtype} {shape!r:.80} is {expected} bytes; its offsets hold {end - begin}")
+    if max(shape, default=0) >= 2**31:
+        raise bad(f"its shape is {shape!r:.80}, and MLX counts to 2**31")
     return TensorInfo(dtype, tuple(shape), data_start + begin, data_start + end)
 
 

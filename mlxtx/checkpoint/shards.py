@@ -102,7 +102,8 @@ class ShardWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
         journal = journal_of(self.folder)
         if not self._resumable(journal, key):
-            for old in (journal, *self.folder.glob("*.safetensors")):
+            # Also what belonged to another plan's weights: a tokenizer, a chat template.
+            for old in (journal, *(p for p in self.folder.iterdir() if not p.is_dir())):
                 old.unlink(missing_ok=True)
             self.done = set()
             for file, header in self._headers.items():

@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxtx.checkpoint.hub import explained, quiet_bars, resolve
+from mlxtx.checkpoint.hub import UNWANTED_FILES, WANTED_FILES, explained, quiet_bars, resolve
 from mlxtx.checkpoint.loading import planned_model
 from mlxtx.checkpoint.safetensors import TensorInfo
 from mlxtx.checkpoint.source import Checkpoint, read_config
@@ -69,6 +69,24 @@ class HubHeaders:
         return self.tensors[one].shape == self.tensors[other].shape
 
 
+def _cached(repo: str, revision: str | None) -> Checkpoint | None:
+    """What was downloaded of a Hub repository, where that is all of it. Asks nobody."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        with explained(repo, revision), quiet_bars():
+            folder = snapshot_download(
+                repo,
+                revision=revision,
+                local_files_only=True,
+                allow_patterns=list(WANTED_FILES),
+                ignore_patterns=list(UNWANTED_FILES),
+            )
+        return Checkpoint(folder)
+    except MlxtxError:
+        return None
+
+
 def read_facts(
     path_or_repo: str | Path, *, revision: str | None = None, dtype: str | mx.Dtype | None = None
 ) -> ModelFacts:
@@ -79,7 +97,12 @@ def read_facts(
     if local:
         checkpoint = Checkpoint(resolve(path_or_repo, revision))
     else:
-        checkpoint = HubHeaders(str(path_or_repo), revision)
+        try:
+            checkpoint = HubHeaders(str(path_or_repo), revision)
+        except MlxtxError:
+            checkpoint = _cached(str(path_or_repo), revision)
+            if checkpoint is None:
+                raise
     return facts_of(checkpoint, str(path_or_repo), dtype)
 
 

@@ -139,6 +139,16 @@ def test_a_part_in_the_cache_is_no_repository_without_weights(tmp_path, files):
         assert "owner/tiny is not completely in the local cache" in found["error"]
 
 
+def test_a_plan_needs_no_network_where_all_is_in_the_cache(tmp_path, files):
+    hub = Hub({"owner/tiny": {"main": files}})
+    with hub.serving():
+        ask(tmp_path, hub.url, ["owner/tiny"])
+        online, _ = python(tmp_path, hub.url, PLAN, "owner/tiny")
+    gone, _ = python(tmp_path, hub.url, PLAN, "owner/tiny")
+    offline, _ = python(tmp_path, hub.url, PLAN, "owner/tiny", HF_HUB_OFFLINE="1")
+    assert online == gone == offline != ""
+
+
 def test_a_token_that_is_no_longer_good(tmp_path, files):
     hub = Hub({"owner/tiny": {"main": files}}, expired="hf_old")
     with hub.serving():

@@ -78,6 +78,23 @@ def test_another_plan_starts_anew(tmp_path, monkeypatch):
     assert digest(tmp_path / "out") == digest(tmp_path / "fresh")
 
 
+def test_a_model_keeps_nothing_of_another_that_was_stopped(tmp_path, monkeypatch):
+    """Stopped in the proof, when tokenizer files are there already."""
+    for name in ("first", "second"):
+        write_llama(tmp_path / name, dtype="F32" if name == "first" else "BF16")
+    (tmp_path / "first" / "chat_template.jinja").write_text("of the first")
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("mlxtx.checkpoint.convert.prove", stopped)
+        mlxtx.convert(tmp_path / "first", tmp_path / "out", bits=4)
+    assert (tmp_path / "out.partial" / "chat_template.jinja").exists()
+    mlxtx.convert(tmp_path / "second", tmp_path / "out", bits=4)
+    assert not (tmp_path / "out" / "chat_template.jinja").exists()
+
+
 def test_what_a_killed_run_left_half_written_is_not_published(tmp_path):
     write_llama(tmp_path / "source")
 
