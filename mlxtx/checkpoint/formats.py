@@ -7,6 +7,7 @@ more function in ``_FORMATS``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -208,9 +209,14 @@ def _block(
     shape: tuple[int, ...], scales: Tensor | None, settings: Mapping[str, Any], name: str
 ) -> tuple[int, int]:
     """Rows and columns that share a scale."""
-    if scales is None or scales.shape in ((), (1,)):
+    if scales is None or math.prod(scales.shape) == 1:
         return (1, 1)
-    rows, columns = settings.get("weight_block_size") or (1, shape[-1])
+    if len(shape) < 2:
+        raise MlxtxError(f"{name} {list(shape)} has no blocks for scales {list(scales.shape)}")
+    size = settings.get("weight_block_size") or (1, shape[-1])
+    if not isinstance(size, list | tuple) or [type(n) is int and n > 0 for n in size] != [True] * 2:
+        raise MlxtxError(f"config.json: unreadable weight_block_size {size!r:.60}")
+    rows, columns = size
     blocks = (*shape[:-2], -(-shape[-2] // rows), -(-shape[-1] // columns))
     if scales.shape not in (blocks, blocks[:-1] if blocks[-1] == 1 else blocks):
         raise MlxtxError(

@@ -104,6 +104,18 @@ def test_all_fp8_codes_and_exponent_scales(tmp_path):
     assert np.abs(read[0] - expected[0])[finite].max() < 2**-126  # subnormal products may be 0
 
 
+def test_one_fp8_scale_of_any_shape_is_for_the_whole_tensor(tmp_path):
+    codes = np.arange(20, dtype=np.uint8).reshape(5, 4)
+    for shape in ((), (1,), (1, 1)):
+        stored = {"w": ("F8_E4M3", codes), "w_scale": ("F32", np.full(shape, 0.5, np.float32))}
+        tensors = read_tensors(
+            checkpoint(
+                tmp_path, stored, torch_dtype="float32", quantization_config={"quant_method": "fp8"}
+            )
+        )
+        assert np.array_equal(np.array(tensors["w"].read()), FLOAT8[codes].astype("f4") / 2)
+
+
 def test_broken_fp8_checkpoints(tmp_path):
     codes = ("F8_E4M3", np.zeros((4, 4), np.uint8))
     fp8 = {"quant_method": "fp8", "weight_block_size": [2, 2]}
@@ -114,6 +126,17 @@ def test_broken_fp8_checkpoints(tmp_path):
         read_tensors(
             checkpoint(tmp_path, {"w": codes, "w_scale_inv": scales}, quantization_config=fp8)
         )
+    for size in ("x", [0, 0], [2], [2.0, 2], [-1, 2], 2, {"a": 2}):
+        settings_ = fp8 | {"weight_block_size": size}
+        with pytest.raises(MlxtxError, match="unreadable weight_block_size"):
+            read_tensors(
+                checkpoint(
+                    tmp_path, {"w": codes, "w_scale_inv": scales}, quantization_config=settings_
+                )
+            )
+    flat = {"w": ("F8_E4M3", np.zeros(4, np.uint8)), "w_scale_inv": ("F32", np.ones(2, "f4"))}
+    with pytest.raises(MlxtxError, match="has no blocks"):
+        read_tensors(checkpoint(tmp_path, flat, quantization_config=fp8))
     with pytest.raises(MlxtxError, match="quantized by bitsandbytes are not supported"):
         read_tensors(
             checkpoint(tmp_path, {"w": codes}, quantization_config={"quant_method": "bitsandbytes"})
