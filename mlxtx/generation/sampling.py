@@ -1,8 +1,8 @@
 """From logits to tokens: penalties, bias, temperature, top-k, top-p, min-p, seeds.
 
-The order is that of transformers: what the history changes comes first (repetition, presence
-and frequency penalties, then the bias), the temperature next, and the filters act on what is
-left, top-k before top-p before min-p. Everything stays lazy on the device.
+The order is that of transformers: the bias comes first, then what the history changes (repetition,
+presence and frequency penalties), the temperature next, and the filters act on what is left, top-k
+before top-p before min-p. Everything stays lazy on the device.
 """
 
 from __future__ import annotations
@@ -106,8 +106,10 @@ class Sampler:
         return tokens
 
     def adjust(self, logits: mx.array) -> mx.array:
-        """Logits [B, V] after penalties and bias."""
+        """Logits [B, V] after bias and penalties."""
         sampling = self.sampling
+        if self.bias is not None:
+            logits = logits + self.bias
         if self.seen is not None:
             penalty = sampling.repetition_penalty
             penalized = mx.where(logits > 0, logits / penalty, logits * penalty)
@@ -115,7 +117,7 @@ class Sampler:
         if self.counts is not None:
             logits = logits - sampling.frequency_penalty * self.counts
             logits = logits - sampling.presence_penalty * (self.counts > 0)
-        return logits if self.bias is None else logits + self.bias
+        return logits
 
     def _noise(self, vocabulary: int) -> mx.array:  # [B, V]
         noise = []

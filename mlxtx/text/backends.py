@@ -21,7 +21,7 @@ class Pieces(Protocol):
     special: set[int]
 
     def mark_special(self, contents: Iterable[str]) -> None:
-        """What is in the vocabulary of ``contents`` is an added token and no text from now on."""
+        """What the vocabulary has of ``contents`` is no text when decoded from now on."""
         ...
 
     def encode(self, text: str, *, add_special: bool) -> list[int]: ...

@@ -63,14 +63,14 @@ def test_filters_keep_what_their_definitions_say(row, top_k, top_p, min_p):
 
 def adjusted_by_definition(row, prompt, answer, sampling: Sampling) -> np.ndarray:
     logits = np.array(row, dtype=np.float64)
+    for token, value in sampling.logit_bias.items():
+        logits[token] += value
     for token in set(prompt) | set(answer):
         factor = sampling.repetition_penalty
         logits[token] = logits[token] / factor if logits[token] > 0 else logits[token] * factor
     for token in set(answer):
         logits[token] -= sampling.frequency_penalty * answer.count(token)
         logits[token] -= sampling.presence_penalty
-    for token, value in sampling.logit_bias.items():
-        logits[token] += value
     return logits
 
 
@@ -98,6 +98,13 @@ def test_penalties_and_bias(row, prompt, answer, repetition, presence, frequency
     np.testing.assert_allclose(
         ours, adjusted_by_definition(row, prompt, answer, sampling), rtol=2e-6, atol=2e-5
     )
+
+
+def test_bias_comes_before_the_repetition_penalty():
+    """As in transformers (sequence_bias) and mlx-lm: a bias can turn what the penalty multiplies."""
+    sampling = Sampling(repetition_penalty=2.0, logit_bias={0: -3.0, 1: 3.0, 2: -float("inf")})
+    adjusted = Sampler(sampling, [[0, 1, 2]], 4).adjust(mx.array([[1.0, 1.0, 1.0, 1.0]]))
+    assert adjusted.tolist() == [[-4.0, 2.0, -float("inf"), 1.0]]
 
 
 def test_rows_of_a_batch_have_their_own_history():
