@@ -24,6 +24,8 @@ Message = Mapping[str, Any]
 _LONGEST = 10_000_000  # characters or items that a template puts together; none needs more
 _MOST_STEPS = 2_000_000  # turns of loops and calls in one rendering
 _PROBE = "Does a text show?"
+# Templates are written against transformers, where these two are always defined.
+_ALWAYS = {"tools": None, "documents": None}
 
 
 class ChatTemplate:
@@ -59,9 +61,7 @@ class ChatTemplate:
         source = self.choose(name, tools)
         if _wants_parts(source):
             messages = [_in_parts(message) for message in messages]
-        # Templates are written against transformers, where these two are always defined.
-        always = {"tools": tools, "documents": None}
-        given = _plain({"messages": list(messages), **always, **variables})
+        given = _plain({"messages": list(messages), **_ALWAYS, "tools": tools, **variables})
         _budget.steps = _MOST_STEPS
         try:
             return _compile(source).render(add_generation_prompt=add_generation_prompt, **given)
@@ -279,8 +279,9 @@ def _wants_parts(source: str) -> bool:
 
     def shows(message: Message) -> bool:
         _budget.steps = _MOST_STEPS
+        tokens = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), "")
         try:
-            return _PROBE in _compile(source).render(messages=[message])
+            return _PROBE in _compile(source).render(messages=[message], **_ALWAYS, **tokens)
         except Exception:  # a program of a stranger's; rendering what was meant will tell
             return False
 

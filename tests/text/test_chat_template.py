@@ -51,6 +51,8 @@ def test_a_template_that_knows_lists_of_parts_only_gets_lists_of_parts():
     answered = [*MESSAGES, {"role": "assistant", "content": "Ho"}]
     expected = 'system:Be brief.;user:Hi <b>&"é";assistant:Ho;assistant:'
     assert render(PARTS, answered) == expected
+    always = "{{ bos_token + '' }}{% if tools is not none %}{{ tools | tojson }}{% endif %}"
+    assert render(always + PARTS, answered, bos_token="<s>") == "<s>" + expected
     pictured = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}
     assert render(PARTS, [*answered, pictured]) == expected[:-10] + "user:<picture>What?;assistant:"
 
