@@ -226,8 +226,9 @@ def _plan(
     if table:
         config["quantization"] = config["quantization_config"] = table
     if wanted is not None:
-        key = "dtype" if "dtype" in config else "torch_dtype"
-        config[key] = next(name for name, dtype_ in FLOAT_DTYPES.items() if dtype_ == wanted)
+        said = next(name for name, dtype_ in FLOAT_DTYPES.items() if dtype_ == wanted)
+        keys = [key for key in ("dtype", "torch_dtype") if key in config] or ["torch_dtype"]
+        config |= dict.fromkeys(keys, said)
     return _Job(model, plan, units, layout, config, chosen, calibration, unpacked)
 
 

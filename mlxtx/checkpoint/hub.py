@@ -79,6 +79,11 @@ def resolve(
         complete = any(folder.glob("*.safetensors"))
         if not complete and not listed.is_set():  # for example of `plan`, which reads headers only
             raise LocalEntryNotFoundError(f"only a part of {repo} is in the cache")
+    if not complete and (folder / "adapter_config.json").is_file():
+        raise MlxtxError(
+            f"{repo} holds an adapter, not a model: download it, name its model, and give the "
+            "adapter's folder with --adapter"
+        )
     if not complete:
         raise MlxtxError(
             f"{repo} has no safetensors weights at its top (pickled ones are never read, as they "

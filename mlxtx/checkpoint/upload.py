@@ -24,6 +24,10 @@ def upload(
     api = HfApi()
     with explained(repo, None), nullcontext() if show_progress else quiet_bars():
         api.create_repo(repo, private=private, exist_ok=True)
+        if private and not api.model_info(repo).private:  # one that was there stays as it was
+            raise MlxtxError(
+                f"{repo} is public already: make it private on its page, or name another"
+            )
         api.upload_folder(repo_id=repo, folder_path=str(folder), commit_message="Add the model")
     return f"{api.endpoint}/{repo}"
 

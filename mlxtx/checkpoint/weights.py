@@ -302,7 +302,7 @@ def _listed(problems: Sequence[tuple[str, str, str]]) -> list[str]:
     """Every tensor by its name; where there are many, ``layers.{0-31}`` stands for all of these."""
     together: dict[tuple[str, ...], list[str]] = {}
     for what, name, more in problems:
-        number = re.search(r"\.(\d+)\.", name) if len(problems) > LISTED else None
+        number = re.search(r"\.(\d{1,19})\.", name) if len(problems) > LISTED else None
         start, end = number.span(1) if number else (len(name), len(name))
         key = (what, name[:start][:LONGEST_NAME], name[end:][:LONGEST_NAME], more)
         together.setdefault(key, []).append(name[start:end])

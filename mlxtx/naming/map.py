@@ -71,8 +71,10 @@ class Template:
 def name_key(name: str) -> tuple[str, tuple[int, ...]]:
     """``h.3.attn`` -> (``h.#.attn``, (3,)): one dictionary look-up instead of many patterns."""
     parts = name.split(".")
-    numbers = tuple(int(p) for p in parts if p.isdecimal())
-    return ".".join("#" if p.isdecimal() else p for p in parts), numbers
+    numeric = [part.isdecimal() and len(part) < 20 for part in parts]  # int() refuses thousands
+    numbers = tuple(int(part) for part, is_number in zip(parts, numeric, strict=True) if is_number)
+    key = ("#" if is_number else part for part, is_number in zip(parts, numeric, strict=True))
+    return ".".join(key), numbers
 
 
 @dataclass(frozen=True)

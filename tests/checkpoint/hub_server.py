@@ -95,7 +95,8 @@ class _Handler(BaseHTTPRequestHandler):
             repo, revision = match[1], match[2] or "main"
             if (files := self.files(repo, revision)) is not None:
                 siblings = [{"rfilename": name} for name in files]
-                self.say({"id": repo, "sha": self.commit, "siblings": siblings, "tags": []})
+                about = {"siblings": siblings, "tags": [], "private": False}
+                self.say({"id": repo, "sha": self.commit, **about})
         elif match := re.fullmatch(r"/api/models/(\w+/[\w.-]+)/tree/([^/]+)", path):
             if (files := self.files(match[1], match[2])) is not None:
                 self.say(

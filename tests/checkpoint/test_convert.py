@@ -69,7 +69,9 @@ def test_pieces_of_rows_give_what_the_whole_gives(tmp_path, monkeypatch):
 
 def test_types_and_what_stays_in_float32(tmp_path):
     """In a half-precision checkpoint, what is kept in float32 stays so."""
-    weights = write_llama(tmp_path / "source")
+    weights = write_llama(tmp_path / "source", torch_dtype="bfloat16")
+    path = tmp_path / "source" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "dtype": "bfloat16"}))
     stored = {n: ("BF16", bfloat16(w)) for n, w in weights.items()}
     stored["model.norm.weight"] = ("F32", weights["model.norm.weight"])
     save(tmp_path / "source" / "model.safetensors", stored)
@@ -78,7 +80,7 @@ def test_types_and_what_stays_in_float32(tmp_path):
     assert found["model.norm.weight"].dtype == mx.float32
     assert found["lm_head.weight"].dtype == mx.float16
     config = json.loads((tmp_path / "half" / "config.json").read_text())
-    assert config["torch_dtype"] == "float16"
+    assert config["torch_dtype"] == config["dtype"] == "float16"
     write_llama(tmp_path / "wide")
     mlxtx.convert(tmp_path / "wide", tmp_path / "narrow", dtype="bfloat16")
     assert {a.dtype for a in tensors(tmp_path / "narrow").values()} == {mx.bfloat16}

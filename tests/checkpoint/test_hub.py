@@ -21,7 +21,7 @@ import sys
 from mlxtx.checkpoint.upload import upload
 from mlxtx.errors import MlxtxError
 try:
-    print("RESULT", upload(sys.argv[1], sys.argv[2]))
+    print("RESULT", upload(sys.argv[1], sys.argv[2], private=len(sys.argv) > 3))
 except MlxtxError as error:
     print("ERROR", error)
 """
@@ -177,13 +177,19 @@ def test_ctrl_c_ends_a_download_at_its_next_piece(tmp_path, files):
 
 def test_repositories_that_cannot_be_read(tmp_path, files):
     pickled = {name: files[name] for name in ("config.json", "pytorch_model.bin")}
+    adapter = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"small"}
     hub = Hub(
-        {"owner/gated": {"main": files}, "owner/old": {"main": pickled}}, gated={"owner/gated"}
+        {
+            "owner/gated": {"main": files},
+            "owner/old": {"main": pickled},
+            "owner/lora": {"main": adapter},
+        },
+        gated={"owner/gated"},
     )
+    names = ("owner/gated", "owner/unknown", "owner/old", "owner/lora")
     with hub.serving():
-        (gated, unknown, old), _ = ask(
-            tmp_path, hub.url, ["owner/gated"], ["owner/unknown"], ["owner/old"]
-        )
+        (gated, unknown, old, lora), _ = ask(tmp_path, hub.url, *[[name] for name in names])
+    assert "owner/lora holds an adapter, not a model" in lora["error"]
     assert "owner/old has no safetensors weights" in old["error"]
     assert "owner/gated is gated: accept its terms" in gated["error"]
     assert "hf auth login" in gated["error"]
@@ -235,6 +241,11 @@ def test_upload_sends_every_file(tmp_path):
         stranger, _ = python(
             tmp_path / "home", hub.url, UPLOAD, str(tmp_path), "owner/mine", HF_TOKEN="hf_test"
         )
+        hub.repos["owner/seen"] = {"main": {}}
+        public, _ = python(
+            tmp_path / "home", hub.url, UPLOAD, str(folder), "owner/seen", "x", HF_TOKEN="hf_test"
+        )
+    assert "owner/seen is public already" in public and not hub.uploads["owner/seen"]
     sent = hub.uploads["owner/mine"]
     assert sent == {path.name: path.read_bytes() for path in folder.iterdir()}
     assert "hf auth login" in no_account

@@ -17,6 +17,7 @@ from mlxtx.checkpoint.quantization import Quantization
 from mlxtx.checkpoint.source import INDEX
 from mlxtx.errors import MlxtxError
 from tests.checkpoint.builders import LLAMA, llama_shapes, save, shard, write_llama
+from tests.parity.recipe import Fixture
 
 TOKENS = mx.array([[3, 1, 4, 1, 5, 9, 2, 6]])
 
@@ -43,6 +44,18 @@ def quantize(folder, out, quantization: Quantization, overrides=None, skip=()):
     table = quantization.to_json() | {path: how.to_json() for path, how in overrides.items()}
     config |= {"quantization": table, "quantization_config": table}
     (out / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_a_layer_with_thousands_of_digits_is_one_clear_line(tmp_path, family):
+    fixture = Fixture.load(family)
+    fixture.write_checkpoint(tmp_path)
+    stored = {name: ("F32", array) for name, array in fixture.weights().items()}
+    for i in range(20):
+        stored[f"model.layers.{'9' * 5000}{i}.mlp.up_proj.weight"] = ("F32", np.zeros((2, 2), "f4"))
+    save(tmp_path / "model.safetensors", stored)
+    with pytest.raises(MlxtxError, match=r"unexpected model\.layers\.999"):
+        load_model(tmp_path)
 
 
 def test_names_without_the_outer_module(tmp_path):
