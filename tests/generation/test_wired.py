@@ -47,6 +47,16 @@ def test_the_limit_is_put_back_however_generation_ends(limits):
     assert limits[-1] == 7
 
 
+def test_the_limit_holds_until_the_last_of_two_answers_ends(limits):
+    model = tiny_language_model()
+    first, second = (model.stream([5, token], max_tokens=4) for token in (6, 7))
+    next(first), next(second)
+    first.close()
+    assert limits[-1] == 1000
+    second.close()
+    assert limits[-1] == 7
+
+
 def test_without_metal_nothing_is_set(monkeypatch):
     if mx.metal.is_available():
         monkeypatch.setattr(mx.metal, "is_available", lambda: False)
