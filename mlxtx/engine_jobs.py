@@ -160,7 +160,7 @@ def _going_on(
     from mlxtx.generation.generate import ends_thinking
 
     prompt = model.encode(messages[:-1], **template)
-    if ends_thinking(prompt, model.tokenizer.thinking_ids):  # the template began it: it is over
+    if ends_thinking(prompt, model.tokenizer):  # the template began it: it is over
         prompt += model.tokenizer.encode("</think>\n\n", add_special=False)
     begun = model.tokenizer.encode(messages[-1]["content"], add_special=False)
     return prompt + begun, len(begun)

@@ -76,7 +76,6 @@ class Options(Sampling):
         penalties = (self.repetition_penalty - 1, self.presence_penalty, self.frequency_penalty)
         if self.beams > 1 and (self.temperature or any(penalties) or self.logit_bias):
             raise MlxtxError("beam search takes no temperature, penalties or logit_bias")
-
         if not all(isinstance(stop, str) for stop in self.stops):
             raise MlxtxError(f"stop must be a text or several, not {self.stop!r:.60}")
 
@@ -155,7 +154,7 @@ class _Row:
         self.parts: list[str] = []
         self.reason: str | None = None
         self.marks = tokenizer.thinking_ids
-        self.thinking = ends_thinking(prompt, self.marks)
+        self.thinking = ends_thinking(prompt, tokenizer)
 
     def push(self, token: int, logprob: TokenLogprob | None) -> Delta:
         self.tokens.append(token)
@@ -188,10 +187,13 @@ class _Row:
         return text
 
 
-def ends_thinking(prompt: Sequence[int], marks: tuple[int, int] | None) -> bool:
-    """Some chat templates open the thinking themselves: the prompt's last mark decides."""
-    last = next((token for token in reversed(prompt) if marks and token in marks), None)
-    return marks is not None and last == marks[0]
+def ends_thinking(prompt: Sequence[int], tokenizer: Tokenizer) -> bool:
+    """Some chat templates open the thinking themselves: the prompt's last mark decides. One that
+    a special token follows, such as the end of a turn, was only spoken of."""
+    marks = tokenizer.thinking_ids or ()
+    telling = tokenizer.pieces.special.union(marks)
+    last = next((token for token in reversed(prompt) if token in telling), None)
+    return last is not None and last == next(iter(marks), None)
 
 
 class _Clock:

@@ -378,5 +378,10 @@ def test_thinking_is_told_apart_by_its_marks(tmp_path, model):
     thinker = LanguageModel(wide.model, tokenizer)
     assert kinds(thinker, [9], [start, 8, end, 8]) == ["thinking"] * 3 + ["text"]
     assert kinds(thinker, [9, start], [8, end, 8]) == ["thinking"] * 2 + ["text"]
+    assert kinds(thinker, [9, start, 7, 6], [8, end, 8]) == ["thinking"] * 2 + ["text"]
     assert kinds(thinker, [start, 9, end], [8]) == ["text"]
+    # A user who writes of the mark, and the end of his turn.
+    asked = [{"role": "user", "content": "What is <think> for?"}]
+    turned = wide.tokenizer.chat_template.render(asked)
+    assert kinds(thinker, tokenizer.encode(turned), [8]) == ["text"]
     assert kinds(model, [9], [8]) == ["text"]
