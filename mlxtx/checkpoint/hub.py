@@ -238,8 +238,8 @@ def explained(repo: str, revision: str | None) -> Iterator[None]:
         status = error.response.status_code if error.response is not None else "no"
         if status in (401, 403):
             raise MlxtxError(
-                f"the Hub refuses {repo}{at} with this token ({status}); run `hf auth login` again,"
-                " or set HF_TOKEN to one that has the right"
+                f"the Hub refuses {repo}{at} ({status}): see that your account has the right to it,"
+                " then run `hf auth login` again, or set another HF_TOKEN"
             ) from error
         raise MlxtxError(f"the Hub answered {status} for {repo}{at}; try again later") from error
     except OSError as error:

@@ -153,7 +153,7 @@ def test_a_token_that_is_no_longer_good(tmp_path, files):
     hub = Hub({"owner/tiny": {"main": files}}, expired="hf_old")
     with hub.serving():
         (refused,), _ = ask(tmp_path, hub.url, ["owner/tiny"], HF_TOKEN="hf_old")
-    assert "refuses owner/tiny with this token (401)" in refused["error"]
+    assert "the Hub refuses owner/tiny (401)" in refused["error"]
     assert "hf auth login" in refused["error"]
 
 
