@@ -26,6 +26,8 @@ def copy_companions(source: Path, folder: Path) -> None:
         for path in sorted(source.glob(pattern)):
             if path.name in LEFT_BEHIND or path.name.endswith(".index.json") or not path.is_file():
                 continue
+            if path.name.startswith("."):  # as macOS puts beside files on other disks
+                continue
             try:
                 shutil.copyfile(path, folder / path.name)
             except OSError as error:

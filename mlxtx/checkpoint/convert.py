@@ -33,6 +33,7 @@ from mlxtx.checkpoint.shards import (
     alone,
     journal_of,
     publish,
+    writing,
 )
 from mlxtx.checkpoint.source import Checkpoint
 from mlxtx.checkpoint.units import (
@@ -109,7 +110,10 @@ def convert(
     source is only read. Raises MlxtxError with one line that says what to do.
     """
     folder = resolve(source, revision, on_event=on_event)
-    target = _checked_target(Path(os.path.expanduser(out)), folder, overwrite)
+    with writing(Path(out)):  # whose name may be too long, or in a folder that is not to be seen
+        target = _checked_target(Path(os.path.expanduser(out)), folder, overwrite)
+        partial = target.with_name(target.name + ".partial")
+        partial.exists()
     checkpoint = Checkpoint(folder)
     job = _plan(
         checkpoint,
@@ -123,7 +127,6 @@ def convert(
         target_bpw=target_bpw,
         on_event=on_event,
     )
-    partial = target.with_name(target.name + ".partial")
     layout = stored_layout(job.units)
     key = _key(checkpoint, job, layout)
     _check_space(partial, layout)

@@ -36,7 +36,8 @@ class Quantization:
         if self.mode not in MODES:
             raise MlxtxError(f"unknown quantization mode {self.mode!r} (known: {', '.join(MODES)})")
         bits, groups = MODES[self.mode]
-        if self.bits not in bits or self.group_size not in groups:
+        whole = type(self.bits) is type(self.group_size) is int
+        if not whole or self.bits not in bits or self.group_size not in groups:
             raise MlxtxError(
                 f"{self.mode} quantization has {_either(bits)} bits and groups of "
                 f"{_either(groups)}, not {self.bits!r} and {self.group_size!r}"

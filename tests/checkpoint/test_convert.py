@@ -324,6 +324,7 @@ def test_companions_come_along_unchanged_and_the_card_tells_the_story(tmp_path):
     for name, content in companions.items():
         (source / name).write_bytes(content)
     (source / "modeling.py").write_text("raise SystemExit")
+    (source / "._tokenizer.json").write_bytes(b"\0\5\x16\7")
     (source / "pytorch_model.bin").write_bytes(b"pickle")
     (source / "README.md").write_text("---\nlicense: apache-2.0\nbase_model: big/one\n---\n# Hi\n")
     before = digest(source)
@@ -388,6 +389,9 @@ def test_where_a_result_may_not_go(tmp_path):
         mlxtx.convert(source, out, bits=8)
     mlxtx.convert(source, out, bits=8, overwrite=True)
     assert json.loads((out / "config.json").read_text())["quantization"]["bits"] == 8
+    for length in (250, 300):
+        with pytest.raises(MlxtxError, match=r"cannot write .*too long"):
+            mlxtx.convert(source, tmp_path / ("x" * length))
     (tmp_path / "letters").mkdir()
     with pytest.raises(MlxtxError, match="is no model's folder, so it is not overwritten"):
         mlxtx.convert(source, tmp_path / "letters", overwrite=True)
@@ -465,6 +469,7 @@ def test_a_disk_that_fills_up(tmp_path):
     [
         ({"bits": 7}, "2, 3, 4, 5, 6 or 8 bits"),
         ({"bits": 0}, "2, 3, 4, 5, 6 or 8 bits"),
+        ({"bits": 4.0}, "2, 3, 4, 5, 6 or 8 bits"),
         ({"bits": 4, "group_size": 48}, "groups of 32, 64 or 128"),
         ({"bits": 4, "group_size": 0}, "groups of 32, 64 or 128"),
         ({"group_size": 32}, "--group-size alone packs nothing"),
