@@ -143,7 +143,11 @@ class RowsCache:
         else:
             parts = step.memo(("parts", id(self)), self._parts)
         spec = narrowed(spec, self.settings)
-        return attend_parts(q, parts, spec=spec, step=step, sinks=sinks, expand=expand)
+        out = attend_parts(q, parts, spec=spec, step=step, sinks=sinks, expand=expand)
+        if k is not None and (self.layout.reach is not None or len(self.segments) > 1):
+            # Rows that no query saw are written now too, or what they come from stays in memory.
+            out = mx.depends(out, self.state())
+        return out
 
     def _parts(self) -> list[Part]:
         return [part for segment in self.segments.values() for part in segment.parts()]

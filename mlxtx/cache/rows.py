@@ -131,7 +131,10 @@ class Slots:
         assert self.rows is not None
         stop = slot + count_rows(new)
         buffer = array_of(self.rows)[:]  # what ``slice_rows`` handed out whole stays as it is
-        buffer[:, :, slot:stop] = array_of(new)  # in place, unless something shares the buffer
+        array = array_of(new)
+        if array.shape == buffer.shape:  # MLX would take the view, and with it all that it is of
+            array = mx.contiguous(array)
+        buffer[:, :, slot:stop] = array  # in place, unless something shares the buffer
         self.rows = with_array(self.rows, buffer)
 
     def read(self, start: int, stop: int) -> Rows:

@@ -74,6 +74,23 @@ def test_appending_writes_in_place():
     assert cache.nbytes == held
 
 
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize("kv", ["plain", "k8v4g64", "k4v4g64f4n128", "w200s4", "k4v4g64f4w200"])
+def test_nothing_is_held_but_the_buffers(kv, window):
+    """Neither the prompt's keys, of which few rows are kept, nor what rows that nobody sees any
+    more are made of: a tail that is wider than the window leaves such behind all the time."""
+    spec, settings = AttentionSpec(scale=0.125, window=window), parse_kv(kv)
+    cache = RowsCache(layer_layout(spec, settings), settings)
+    before = mx.get_active_memory()
+    for offset, count in [(0, 900), *((rows, 1) for rows in range(900, 1000))]:
+        q, k, v = (mx.random.normal((1, heads, count, DIM)) for heads in (HEADS, 2, 2))
+        out = cache.attend(q, k, v, prepare=same, spec=spec, step=Step(count, offset))
+        mx.eval(out)
+        if count > 1 or offset == 999:
+            del q, k, v, out
+            assert mx.get_active_memory() - before < 1.1 * cache.nbytes
+
+
 def test_exp_is_accurate():
     x = np.concatenate([-np.logspace(-8, 1.94, 50_000), [0.0, -86.9, -200.0, -np.inf]])
     x = x.astype(np.float32)
