@@ -151,10 +151,11 @@ def expand_causal(mask: mx.array | str | None, queries: int, keys: int) -> mx.ar
 
 
 def merge_bias(bias: mx.array, mask: mx.array | str | None, dtype: mx.Dtype) -> mx.array:
-    """A bias with minus infinity where the mask hides a key."""
-    hidden = expand_causal(mask, *bias.shape[-2:])
-    if hidden is not None:
-        bias = mx.where(hidden, bias, -mx.inf)
+    """A bias with a huge negative number where the mask hides a key. (Minus infinity for all keys,
+    which padding sees none of, would give what is not a number, and layers hand that on.)"""
+    seen = expand_causal(mask, *bias.shape[-2:])
+    if seen is not None:
+        bias = mx.where(seen, bias, mx.finfo(dtype).min / 2)
     return bias.astype(dtype)
 
 

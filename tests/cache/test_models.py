@@ -9,7 +9,7 @@ import pytest
 from mlxtx.cache import kernels
 from mlxtx.cache.make import warm_up_kernels
 from mlxtx.errors import MlxtxError
-from tests.cache.tiny_models import KINDS, tiny_model
+from tests.cache.tiny_models import KINDS, SLOPES, tiny_model
 
 TOKENS = np.random.default_rng(3).integers(0, 50, 60).tolist()
 # Fractions of channels are the same whichever way a prompt is cut, so only rounding may differ.
@@ -44,6 +44,17 @@ def test_a_plain_cache_equals_none(kind, metal, monkeypatch):
     np.testing.assert_allclose(
         logits(model, TOKENS, model.make_cache(), [40, 20]), without, **CLOSE
     )
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16])
+@pytest.mark.parametrize("kind", [*KINDS, "slopes"])
+def test_padding_without_a_cache_leaves_rows_alone(kind, dtype):
+    model = tiny_model(*KINDS.get(kind, (SLOPES, SLOPES)))
+    model.set_dtype(dtype)
+    both = mx.array([[0] * 25 + TOKENS[:20], TOKENS[:45]])
+    padded = model(both, left_padding=[25, 0])[0, 25:].astype(mx.float32)
+    alone = model(mx.array([TOKENS[:20]]))[0].astype(mx.float32)
+    np.testing.assert_allclose(padded, alone, atol=3e-4 if dtype == mx.float32 else 0.02)
 
 
 @pytest.mark.parametrize("kind", KINDS)
