@@ -9,7 +9,6 @@ from mlxtx.cache.model_cache import Mark, ModelCache
 
 MARKS = 16
 MARK_BYTES = 256 << 20  # of all marks; the newest may have more, for it is the likeliest
-TEMPLATE_TOKENS = 128  # fewer may be shared by any two chats, for their template begins alike
 Find = Callable[[Sequence[int]], tuple[ModelCache, list[int]] | None]
 
 
@@ -35,8 +34,8 @@ class ReusedCache:
     """
 
     def __init__(self, make_cache: Callable[[], ModelCache], find: Find | None = None):
-        """``find`` gives a saved cache, and its tokens, for a prompt that shares next to nothing
-        (fewer than ``TEMPLATE_TOKENS``)."""
+        """``find`` gives a saved cache, and its tokens, for a prompt that goes on from less than
+        half of what is held: any two chats share the first tokens of their template."""
         self._make_cache = make_cache
         self._find = find
         self.reset()
@@ -55,7 +54,7 @@ class ReusedCache:
         kept, mark = self._way_back(prompt)
         if not kept:
             self.reset()
-        found = self._find(prompt) if self._find and kept < TEMPLATE_TOKENS else None
+        found = self._find(prompt) if self._find and 2 * kept <= self.cache.offset else None
         if found is not None and len(found[1]) > kept:
             self.cache, kept, self._marks = found[0], len(found[1]), []
         elif mark is not None:
