@@ -22,6 +22,8 @@ def make_cache(
 ) -> ModelCache:
     """A cache for every one of ``blocks`` (``BlockConfig``), kept as ``kv`` says: see
     ``mlxtx.cache.settings``. ``rewind``: how many tokens a layer with a window can take back."""
+    if rewind < 0:
+        raise ValueError(f"a cache can't take back {rewind} tokens: rewind is 0 or more")
     settings = parse_kv(kv)
     layouts = layer_layouts(blocks, settings, left_padding=left_padding, rewind=rewind)
     sources = [getattr(block.attention, "shares_cache_of", None) for block in blocks]

@@ -113,6 +113,8 @@ def test_a_window_that_keeps_nothing_to_go_back_shows_what_one_that_does_shows(k
     kept = logits(model, TOKENS, model.make_cache(kv), sizes)
     bare = logits(model, TOKENS, model.make_cache(kv, rewind=0), sizes)
     np.testing.assert_allclose(bare, kept, **CLOSE)
+    with pytest.raises(ValueError, match="rewind is 0 or more"):
+        model.make_cache(kv, rewind=-1)
 
 
 def test_packed_rows_are_refused():
