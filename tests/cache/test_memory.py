@@ -88,7 +88,8 @@ def test_nothing_is_held_but_the_buffers(kv, window):
         mx.eval(out)
         if count > 1 or offset == 999:
             del q, k, v, out
-            assert mx.get_active_memory() - before < 1.1 * cache.nbytes
+            pages = 16384 * len(cache.state())  # buffers are whole pages on some systems
+            assert mx.get_active_memory() - before <= cache.nbytes + pages
 
 
 def test_exp_is_accurate():
