@@ -24,18 +24,10 @@ from mlxtx.files import disk_full
 
 OnEvent = Callable[[Event], None]
 
-# What a model needs: weights, configuration, tokenizer files, chat templates, the model card.
-WANTED_FILES = (
-    "*.safetensors",
-    "*.json",
-    "*.jinja",
-    "*.model",
-    "*.tiktoken",
-    "*.txt",
-    "README.md",
-    "LICENSE*",
-    "NOTICE*",
-)
+# What a model runs with: weights, configuration, tokenizer files, chat templates.
+NEEDED_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")
+# What is fetched with it, and not missed where another program fetched a model without it.
+EXTRA_FILES = ("README.md", "LICENSE*", "NOTICE*")
 # The same weights once more in another layout, and everything in sub-folders.
 UNWANTED_FILES = ("*/*", "consolidated*.safetensors", "adapter_model.safetensors")
 
@@ -114,20 +106,29 @@ def _download(
     interrupted, so that Ctrl-C would end it when everything has arrived. ``listed`` is set where
     the repository's files are known; else the folder is what the cache has of it."""
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     stop = threading.Event()
     answer: Future[str] = Future()
 
-    def work() -> None:
+    def fetch() -> str:
         try:
-            folder = snapshot_download(
+            return snapshot_download(
                 repo,
                 revision=revision,
-                allow_patterns=list(WANTED_FILES),
+                allow_patterns=[*NEEDED_FILES, *EXTRA_FILES],
                 ignore_patterns=list(UNWANTED_FILES),
                 tqdm_class=_reporting_bar(on_event, stop, listed),
             )
-            answer.set_result(folder)
+        except LocalEntryNotFoundError:
+            folder = cached_folder(repo, revision)
+            if folder is None:
+                raise
+            return folder
+
+    def work() -> None:
+        try:
+            answer.set_result(fetch())
         except BaseException as error:
             answer.set_exception(error)
 
@@ -137,6 +138,24 @@ def _download(
             return answer.result()
         finally:
             stop.set()
+
+
+def cached_folder(repo: str, revision: str | None) -> str | None:
+    """What the cache has of a repository, unless it is known that a model can't run with it. Asks
+    nobody."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return snapshot_download(
+            repo,
+            revision=revision,
+            local_files_only=True,
+            allow_patterns=list(NEEDED_FILES),
+            ignore_patterns=list(UNWANTED_FILES),
+        )
+    except LocalEntryNotFoundError:
+        return None
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxtx.checkpoint.hub import UNWANTED_FILES, WANTED_FILES, explained, quiet_bars, resolve
+from mlxtx.checkpoint.hub import cached_folder, explained, quiet_bars, resolve
 from mlxtx.checkpoint.loading import planned_model
 from mlxtx.checkpoint.safetensors import TensorInfo
 from mlxtx.checkpoint.source import Checkpoint, read_config
@@ -71,18 +71,10 @@ class HubHeaders:
 
 def _cached(repo: str, revision: str | None) -> Checkpoint | None:
     """What was downloaded of a Hub repository, where that is all of it. Asks nobody."""
-    from huggingface_hub import snapshot_download
-
     try:
         with explained(repo, revision), quiet_bars():
-            folder = snapshot_download(
-                repo,
-                revision=revision,
-                local_files_only=True,
-                allow_patterns=list(WANTED_FILES),
-                ignore_patterns=list(UNWANTED_FILES),
-            )
-        return Checkpoint(folder)
+            folder = cached_folder(repo, revision)
+        return None if folder is None else Checkpoint(folder)
     except MlxtxError:
         return None
 

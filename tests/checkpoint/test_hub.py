@@ -16,6 +16,8 @@ from mlxtx.errors import MlxtxError
 from tests.checkpoint.builders import write_llama
 from tests.checkpoint.hub_server import Hub
 
+WANTED = ["NOTICE", "chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json"]
+
 UPLOAD = """
 import sys
 from mlxtx.checkpoint.upload import upload
@@ -96,9 +98,8 @@ def test_download_resume_revision_and_offline_use(tmp_path, files):
         (new, old, gone), noise = ask(
             home, hub.url, ["owner/tiny"], ["owner/tiny", "v1"], ["owner/tiny", "v2"]
         )
-    wanted = ["NOTICE", "chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json"]
-    assert new["files"] == old["files"] == wanted
-    total = sum(len(files[name]) for name in wanted)
+    assert new["files"] == old["files"] == WANTED
+    total = sum(len(files[name]) for name in WANTED)
     assert new["progress"] == [["download", total, total, "bytes"]]
     assert noise == "", "no bar and no warning of its own"
     # The connection was cut in the middle, and the rest was asked for from there.
@@ -147,6 +148,27 @@ def test_a_plan_needs_no_network_where_all_is_in_the_cache(tmp_path, files):
     gone, _ = python(tmp_path, hub.url, PLAN, "owner/tiny")
     offline, _ = python(tmp_path, hub.url, PLAN, "owner/tiny", HF_HUB_OFFLINE="1")
     assert online == gone == offline != ""
+
+
+OTHER = """
+import sys
+from huggingface_hub import snapshot_download
+patterns = ["*.json", "*.safetensors", "*.jinja"]
+snapshot_download(sys.argv[1], allow_patterns=patterns, ignore_patterns=["*/*", "consol*", "ad*"])
+"""
+
+
+def test_a_licence_that_another_program_did_not_fetch_is_not_missed(tmp_path, files):
+    """What the model runs with is in the cache: that is enough where there is no network."""
+    hub = Hub({"owner/tiny": {"main": files}})
+    with hub.serving():
+        python(tmp_path, hub.url, OTHER, "owner/tiny")
+        online, _ = python(tmp_path, hub.url, PLAN, "owner/tiny")
+    (gone,), _ = ask(tmp_path, hub.url, ["owner/tiny"])
+    (offline,), _ = ask(tmp_path, hub.url, ["owner/tiny"], HF_HUB_OFFLINE="1")
+    for found in (gone, offline):
+        assert found.get("files") == WANTED[1:], found
+    assert python(tmp_path, hub.url, PLAN, "owner/tiny", HF_HUB_OFFLINE="1")[0] == online != ""
 
 
 def test_a_token_that_is_no_longer_good(tmp_path, files):
