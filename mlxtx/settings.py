@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -294,14 +295,19 @@ def _edit(text: str, table: str, name: str, value: Any) -> str:
     return "\n".join(lines) + "\n"
 
 
+_CLOSING = re.compile("[]}]|'{3}|\"{3}")
+
+
 def _entries(lines: list[str]) -> dict[int, int]:
     """Where each header, comment, empty line or key begins, and the line behind its value."""
     ends: dict[int, int] = {}
     at = 0
     while at < len(lines):
-        more = range(at + 1, len(lines) + 1)
+        # Only where something closes can a value of several lines end: few places to try.
+        more = (end for end in range(at + 2, len(lines) + 1) if _CLOSING.search(lines[end - 1]))
         ends[at] = next(
-            (end for end in more if _read("\n".join(lines[at:end])) is not None), at + 1
+            (end for end in chain([at + 1], more) if _read("\n".join(lines[at:end])) is not None),
+            at + 1,
         )
         at = ends[at]
     return ends
