@@ -214,17 +214,19 @@ class LanguageModel:
     def session(self, kv: str | None = None) -> Session:
         """A cache to keep between prompts; ``kv`` names how it stores keys and values."""
         kv = self._kv(kv)
-        return Session(self.model, kv, lambda prompt: self._saved_prefix(prompt, kv))
+        return Session(self.model, kv, lambda prompt, held: self._saved_prefix(prompt, held, kv))
 
-    def _saved_prefix(self, prompt: Sequence[int], kv: str | None) -> Any:
-        """A cache that ``mlxtx cache build`` kept and that ``prompt`` begins with, or None."""
+    def _saved_prefix(self, prompt: Sequence[int], held: int, kv: str | None) -> Any:
+        """A cache that ``mlxtx cache build`` kept of more than the first ``held`` tokens of
+        ``prompt``, or None."""
         from mlxtx.cache.fingerprint import fingerprint
         from mlxtx.cache.prefix_store import PrefixStore
 
         store = PrefixStore()
         if not store.folder.is_dir() or not any(store.folder.iterdir()):
             return None
-        return store.find(prompt, self.model, fingerprint=fingerprint(self.model), kv=kv)
+        mark = fingerprint(self.model)
+        return store.find(prompt, self.model, fingerprint=mark, kv=kv, beyond=held)
 
     def _kv(self, kv: str | None) -> str | None:
         """The cache setting: what was asked for, else what the model was loaded with."""

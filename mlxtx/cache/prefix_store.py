@@ -93,18 +93,20 @@ class PrefixStore:
         *,
         fingerprint: str,
         kv: str | KVSettings | None = None,
+        beyond: int = 0,
     ) -> tuple[ModelCache, list[int]] | None:
         """The saved cache with the longest beginning of ``tokens``, cut to it, and the tokens it
-        holds; None if there is none that fits the model and the setting. One of which less than
-        half is needed is passed over: reading it, and holding its buffers, costs more than feeding
-        the few tokens that any two prompts of a chat template begin with."""
+        holds; None if there is none that fits the model and the setting and has more than
+        ``beyond`` of them. One of which less than half is needed is passed over: reading it, and
+        holding its buffers, costs more than feeding the few tokens that any two prompts of a chat
+        template begin with."""
         settings = str(parse_kv(kv))
         found: list[tuple[int, SavedCacheInfo]] = []
         for info in self:
             if (info.model, info.settings, len(info.tokens)) != (fingerprint, settings, 1):
                 continue
             kept = min(common_prefix(info.tokens[0], tokens), len(tokens) - 1)
-            if 0 < info.offset <= 2 * kept:
+            if beyond < kept and info.offset <= 2 * kept:
                 found.append((kept, info))
         # Of equals the shortest first: layers with a window can't be cut by much.
         for kept, info in sorted(found, key=lambda one: (-one[0], one[1].offset)):

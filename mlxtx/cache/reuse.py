@@ -9,7 +9,8 @@ from mlxtx.cache.model_cache import Mark, ModelCache
 
 MARKS = 16
 MARK_BYTES = 256 << 20  # of all marks; the newest may have more, for it is the likeliest
-Find = Callable[[Sequence[int]], tuple[ModelCache, list[int]] | None]
+# A prompt, and how many of its tokens are held already, to a saved cache of more of them.
+Find = Callable[[Sequence[int], int], tuple[ModelCache, list[int]] | None]
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
@@ -54,8 +55,8 @@ class ReusedCache:
         kept, mark = self._way_back(prompt)
         if not kept:
             self.reset()
-        found = self._find(prompt) if self._find and 2 * kept <= self.cache.offset else None
-        if found is not None and len(found[1]) > kept:
+        found = self._find(prompt, kept) if self._find and 2 * kept <= self.cache.offset else None
+        if found is not None:
             self.cache, kept, self._marks = found[0], len(found[1]), []
         elif mark is not None:
             self.cache.return_to(mark)

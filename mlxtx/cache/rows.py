@@ -144,8 +144,7 @@ class Slots:
     def copy(self) -> Slots:
         """Another handle on the same buffer; the first to write to it gets its own."""
         other = Slots(self.limit)
-        if self.rows is not None:
-            other.rows = with_array(self.rows, array_of(self.rows)[:])
+        other.rows = self.rows  # ``write`` changes a handle of its own
         return other
 
 

@@ -28,7 +28,7 @@ class Session(ReusedCache):
         self._weights = model.weights_version
         self._regime = 0
         # Saved caches were made at one length; other regimes have other keys.
-        regular = find and (lambda prompt: None if self._regime else find(prompt))
+        regular = find and (lambda prompt, held: None if self._regime else find(prompt, held))
         super().__init__(lambda: model.make_cache(kv=kv), regular)
 
     def start(self, prompt: Sequence[int]) -> int:

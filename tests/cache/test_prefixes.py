@@ -58,7 +58,8 @@ def test_a_chat_that_shares_only_its_first_tokens_looks_for_a_saved_prefix(tmp_p
     store, mark = PrefixStore(tmp_path), fingerprint(model)
     store.add(filled(model, TOKENS), TOKENS, fingerprint=mark)
     reused = ReusedCache(
-        model.make_cache, lambda prompt: store.find(prompt, model, fingerprint=mark)
+        model.make_cache,
+        lambda prompt, held: store.find(prompt, model, fingerprint=mark, beyond=held),
     )
     for length in (6, 12):  # the second turn sets a mark
         kept = reused.start([*TOKENS[:3], *TOKENS[60 : 60 + length]])
@@ -69,3 +70,18 @@ def test_a_chat_that_shares_only_its_first_tokens_looks_for_a_saved_prefix(tmp_p
     got = model(mx.array([prompt[90:]]), reused.cache, last=1)
     wanted = model(mx.array([prompt]), last=1)
     np.testing.assert_allclose(np.array(got), np.array(wanted), atol=1e-4)
+
+
+def test_a_prefix_is_not_read_for_what_is_held_already(tmp_path, monkeypatch):
+    model = tiny_model()
+    store, mark = PrefixStore(tmp_path), fingerprint(model)
+    store.add(filled(model, TOKENS[:20]), TOKENS[:20], fingerprint=mark)
+    reused = ReusedCache(
+        model.make_cache,
+        lambda prompt, held: store.find(prompt, model, fingerprint=mark, beyond=held),
+    )
+    assert reused.start(TOKENS[:60]) == 20
+    mx.eval(model(mx.array([TOKENS[20:60]]), reused.cache))
+    monkeypatch.setattr("mlxtx.cache.prefix_store.load_cache", None)  # would be a TypeError
+    assert reused.start([*TOKENS[:20], 1, 2]) == 20  # the first question after the prefix, changed
+    assert reused.cache.offset == 20
