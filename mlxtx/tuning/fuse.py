@@ -106,7 +106,7 @@ def fuse(
         if report.kept >= keep or force:
             break
     assert report is not None
-    if report.kept < keep and not force:
+    if not (report.kept >= keep or force):  # what is no number was not kept
         raise MlxtxError(
             f"the fused model would keep {report.kept:.0%} of what the adapter learned (loss "
             f"{report.base_loss:.4f} without, {report.adapter_loss:.4f} with it, "

@@ -215,3 +215,15 @@ def test_what_a_half_precision_base_keeps_in_float32_stays_so(made, tmp_path):
     out = mx.load(str(tmp_path / "out" / "model.safetensors"))
     assert mx.array_equal(out[name], weights[name]) and out[name].dtype == mx.float32
     assert out["model.layers.0.mlp.up_proj.weight"].dtype == mx.bfloat16
+
+
+def test_an_adapter_that_is_no_number_is_not_fused(made, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(made / "plain-faint", broken)
+    weights = dict(mx.load(str(broken / "adapters.safetensors")))
+    name = next(name for name in weights if name.endswith("lora_b"))
+    weights[name] = mx.full(weights[name].shape, float("nan"))
+    mx.save_safetensors(str(broken / "adapters.safetensors"), weights)
+    with pytest.raises(MlxtxError, match="nothing was written"):
+        fuse(made / "plain", broken, tmp_path / "out", data=made / "data.jsonl")
+    assert not (tmp_path / "out").exists()
