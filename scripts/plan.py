@@ -6,6 +6,7 @@ mlxtx plan MODEL --context 32768 --kv k8v4g64
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 
 from mlxtx.command_line import Parser
@@ -18,15 +19,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("model", help="a folder or a Hub id")
     parser.add_argument("--revision", help="a branch, tag or commit of the Hub repository")
     parser.add_argument("--context", type=int, help="tokens of each sequence")
-    parser.add_argument("--kv", help="how the cache keeps rows: plain, k8v4g64, k4v4g32r, auto")
-    parser.add_argument("--kv-bits", metavar="K,V", help="bits of keys and values, as in 8,4")
+    cache = parser.add_mutually_exclusive_group()
+    cache.add_argument("--kv", help="how the cache keeps rows: plain, k8v4g64, k4v4g32r, auto")
+    cache.add_argument("--kv-bits", metavar="K,V", help="bits of keys and values, as in 8,4")
     parser.add_argument("--batch", type=int, default=1, help="sequences at once")
     parser.add_argument("--dtype", help="float32, float16 or bfloat16 instead of the model's own")
     parser.add_argument("--lora", action="store_true", help="plan a training step with adapters")
-    parser.add_argument("--rank", type=int, default=8, help="of the adapters")
-    parser.add_argument("--checkpoint", action="store_true", help="activations computed again")
+    parser.add_argument("--rank", type=int, help="with --lora: of the adapters (8)")
+    parser.add_argument(
+        "--checkpoint", action="store_true", help="with --lora: activations computed again"
+    )
     parser.add_argument("--json", action="store_true", help="print the plan as data")
     args = parser.parse_args(argv)
+    if not args.lora and (args.checkpoint or args.rank is not None):
+        parser.error("--rank and --checkpoint go with --lora")
 
     from mlxtx.diagnostics.memory_plan import plan_memory, render
 
@@ -37,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         kv_bits=args.kv_bits,
         batch=args.batch,
         lora=args.lora,
-        rank=args.rank,
+        rank=8 if args.rank is None else args.rank,
         checkpoint=args.checkpoint,
         revision=args.revision,
         dtype=args.dtype,
@@ -47,4 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    from mlxtx.cli import run
+
+    raise SystemExit(run(main, sys.argv[1:]))

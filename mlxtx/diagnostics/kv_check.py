@@ -12,6 +12,7 @@ from mlxtx.cache.make import layer_layouts
 from mlxtx.cache.settings import parse_kv
 from mlxtx.diagnostics.cache_bytes import row_bytes
 from mlxtx.errors import MlxtxError
+from mlxtx.generation.session import context_limit
 
 LADDER = (
     "k8v8g64",
@@ -54,7 +55,7 @@ def check_kv(
 ) -> list[KVScore]:
     """A score of "plain" and of each setting, in the order of ``ladder``. The text is fed once,
     side by side through a plain cache and through one of each setting."""
-    tokens = list(tokens)[: model.config.context]
+    tokens = list(tokens)[: context_limit(model.config)]
     if len(tokens) < 4 * SKIPPED:
         raise MlxtxError(f"{len(tokens)} tokens say little; give a text of a page or more (--text)")
     caches = {kv: model.make_cache(kv) for kv in dict.fromkeys(["plain", *ladder])}

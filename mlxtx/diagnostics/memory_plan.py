@@ -15,12 +15,13 @@ from mlxtx.diagnostics.cache_bytes import cache_bytes
 from mlxtx.diagnostics.facts import ModelFacts, read_facts
 from mlxtx.diagnostics.transients import prefill_bytes, training_bytes
 from mlxtx.errors import MlxtxError
+from mlxtx.generation.session import context_limit
 
 CHUNKS = (2048, 1024, 512, 256, 128, 64)  # tokens of a prompt at a time
 SMALLEST_CONTEXT = 256
 DEFAULT_CONTEXT = 8192  # planned for when nobody says how long a conversation gets
 POOL_SHARE = 16  # the buffer pool may keep this part of the limit
-LORA_SUFFIXES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+WITHOUT_LORA = ("gate", "embed_q", "unembed_out")  # routers, and heads of latent attention
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def memory_limit() -> int:
     elsewhere the machine's memory. ``MLXTX_MEMORY_LIMIT`` (bytes) sets another."""
     if given := os.environ.get("MLXTX_MEMORY_LIMIT"):
         try:
-            return int(given)
+            return max(0, int(given))
         except ValueError:
             raise MlxtxError(f"MLXTX_MEMORY_LIMIT is {given!r}; it counts bytes") from None
     if mx.metal.is_available():
@@ -92,7 +93,7 @@ def plan_memory(
     settings = kv_from_bits(kv_bits) if kv_bits else _settings(kv, path_or_repo)
     return plan_of(
         facts,
-        context=min(facts.config.context, shortest) if context is None else context,
+        context=min(context_limit(facts.config), shortest) if context is None else context,
         settings=settings,
         batch=batch,
         lora_rank=rank if lora else None,
@@ -121,14 +122,15 @@ def plan_of(
     """The plan from facts."""
     settings = settings or KVSettings()
     config = facts.config
+    longest = context_limit(config)
     if batch < 1:
         raise MlxtxError(f"a batch of {batch} sequences holds nothing; give 1 or more")
-    if context is not None and not 0 < context <= config.context:
+    if context is not None and not 0 < context <= longest:
         raise MlxtxError(
-            f"{facts.name} was made for {config.context} tokens; a context of {context} is "
+            f"{facts.name} was made for {longest} tokens; a context of {context} is "
             + ("no context" if context < 1 else "beyond that")
         )
-    context = context or min(config.context, DEFAULT_CONTEXT)
+    context = context or min(longest, DEFAULT_CONTEXT)
     limit = memory_limit() if limit is None else limit
     gpu = on_gpu()
 
@@ -162,7 +164,7 @@ def plan_of(
     return MemoryPlan(
         model=facts.name,
         context=context,
-        longest=config.context,
+        longest=longest,
         batch=batch,
         kv=str(settings),
         weights=facts.weights,
@@ -179,10 +181,12 @@ def plan_of(
 
 def lora_numbers(facts: ModelFacts, rank: int) -> int:
     """Numbers of adapters of ``rank`` on every linear map of the blocks."""
+    if rank < 1:
+        raise MlxtxError(f"rank must be at least 1, not {rank}")
     return sum(
         rank * (shape[-1] + shape[-2]) * (shape[0] if len(shape) == 3 else 1)
         for path, shape in facts.shapes.items()
-        if path.endswith(LORA_SUFFIXES)
+        if path.startswith("model.layers.") and path.rpartition(".")[2] not in WITHOUT_LORA
     )
 
 
@@ -193,8 +197,9 @@ def _growth(cache: Any) -> int:
 
 def _largest_context(facts: ModelFacts, cache: Any, transient: Any, limit: int) -> int:
     """The longest context that fits with the smallest chunk of a prompt, 0 if none does."""
-    room = limit - facts.weights - transient(CHUNKS[-1], facts.config.context)
-    low, high = 0, facts.config.context
+    longest = context_limit(facts.config)
+    room = limit - facts.weights - transient(CHUNKS[-1], longest)
+    low, high = 0, longest
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if cache(middle) <= room else (low, middle - 1)

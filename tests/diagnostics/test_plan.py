@@ -6,18 +6,23 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
 from mlxtx.checkpoint.loading import load_model
+from mlxtx.cli import main
 from mlxtx.diagnostics import plan
 from mlxtx.diagnostics.cache_bytes import cache_bytes
 from mlxtx.diagnostics.facts import read_facts
-from mlxtx.diagnostics.memory_plan import check_plan, plan_memory, plan_of, render
+from mlxtx.diagnostics.memory_plan import check_plan, lora_numbers, plan_memory, plan_of, render
 from mlxtx.diagnostics.transients import prefill_bytes
 from mlxtx.errors import MlxtxError
+from mlxtx.language_model import load
+from mlxtx.tiny_model import write_tiny_model
+from mlxtx.tuning.finetune import Method, prepare
 from tests.cache.tiny_models import KINDS, tiny_model
 from tests.checkpoint.builders import wrap
 from tests.checkpoint.hub_server import Hub
@@ -263,3 +268,47 @@ def test_a_hub_id_is_planned_from_its_headers(tmp_path):
     assert hub.ranges  # the header was asked for, not the file
     assert not list((tmp_path / "home").rglob("*.safetensors"))
     assert "owner/none" in missing and "owner/bare" in bare
+
+
+def test_a_context_that_yarn_stretches_is_planned_and_loaded(tmp_path):
+    """As published configs have it: the scaling is switched on, the context is left as it was."""
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
+    folder = write_tiny_model(tmp_path, rope_scaling=yarn)
+    assert load(folder, context=8192).context == 8192
+    planned = plan_memory(folder, context=8000)
+    assert (planned.context, planned.longest, planned.largest_context) == (8000, 8192, 8192)
+    with pytest.raises(MlxtxError, match="was made for 8192 tokens; a context of 8193 is beyond"):
+        plan_memory(folder, context=8193)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_planned_adapters_are_those_that_training_makes(kind):
+    model = tiny_model(*KINDS[kind])
+    shapes = {
+        name.removesuffix(".weight"): array.shape
+        for name, array in tree_flatten(model.parameters())
+        if name.endswith(".weight") and array.ndim > 1
+    }
+    planned = lora_numbers(replace(read_facts(tiny_folder()), shapes=shapes), 8)
+    prepare(model, Method(rank=8))
+    assert planned == sum(a.size for _, a in tree_flatten(model.trainable_parameters()))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--kv", "plain", "--kv-bits", "4,4"], "not allowed with"),
+        (["--rank", "4"], "go with --lora"),
+        (["--checkpoint"], "go with --lora"),
+        (["--lora", "--rank", "0"], "rank must be at least 1, not 0"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(options, message, capsys):
+    assert main(["plan", str(tiny_folder()), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_limit_below_nothing_is_nothing(monkeypatch):
+    monkeypatch.setenv("MLXTX_MEMORY_LIMIT", "-5")
+    assert not plan_memory(tiny_folder()).fits
+    assert load(tiny_folder(), force=True)
