@@ -45,19 +45,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     error, 130 when interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
-    if debug:
-        arguments.remove("--debug")
+    arguments = [argument for argument in arguments if argument != "--debug"]
     first = arguments[0] if arguments else ""
     if first in ("-h", "--help", "help"):
         return run(lambda _: print(help_text(), end=""), [], debug)
     if first == "--version":
-        from mlxtx import __version__
-
-        print(f"mlxtx {__version__}")
-        return 0
+        return run(lambda _: print(version_text()), [], debug)
     if not first or first.startswith("-"):  # options alone belong to the main job
         return run(lambda rest: dispatch("chat", rest), arguments, debug)
     return run(lambda rest: dispatch(first, rest), arguments[1:], debug)
+
+
+def version_text() -> str:
+    from mlxtx import __version__
+
+    return f"mlxtx {__version__}"
 
 
 def help_text() -> str:
@@ -99,7 +101,11 @@ def run(
     if not debug:  # warnings are one line as well
         warnings.formatwarning = lambda message, *_, **__: printable(str(message)) + "\n"
     try:
-        code = job(list(arguments)) or 0
+        try:
+            code = job(list(arguments)) or 0
+        except SystemExit:  # a help was shown, to somebody who may have left
+            sys.stdout.flush()
+            raise
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:

@@ -9,6 +9,7 @@ mlxtx cache rm NAME
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -114,4 +115,6 @@ def list_prefixes(store: Any) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    from mlxtx.cli import run
+
+    raise SystemExit(run(main, sys.argv[1:]))

@@ -78,4 +78,6 @@ def describe(finding) -> str:  # type: ignore[no-untyped-def]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from mlxtx.cli import run
+
+    raise SystemExit(run(main, sys.argv[1:]))

@@ -12,6 +12,7 @@ transformers; the rest comes from the registry.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -214,4 +215,6 @@ def _frame(decoder: DecoderConfig) -> list[str]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    from mlxtx.cli import run
+
+    raise SystemExit(run(main, sys.argv[1:]))

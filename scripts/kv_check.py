@@ -6,6 +6,7 @@ mlxtx kv-check MODEL --text notes.txt --store
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -75,4 +76,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    from mlxtx.cli import run
+
+    raise SystemExit(run(main, sys.argv[1:]))

@@ -296,3 +296,28 @@ def test_a_reader_that_leaves_is_no_error(tmp_path):
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait(240) == 0
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["plan", "--help"]])
+def test_a_reader_that_left_before_the_first_line_is_no_error(arguments, tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    variables = environment(tmp_path)
+    variables.pop("PYTHONUNBUFFERED", None)
+    done = subprocess.run(
+        command(*arguments), stdout=writer, stderr=subprocess.PIPE, env=variables, timeout=120
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    "script", ["cache list", "doctor", "families", "kv_check bundled", "plan bundled"]
+)
+def test_a_script_run_by_its_path_tells_errors_in_one_line_too(script, tmp_path):
+    name, *words = script.split()
+    path = Path(__file__).parents[1] / "scripts" / f"{name}.py"
+    line = [sys.executable, str(path), *words, "--no-such-option"]
+    done = subprocess.run(line, capture_output=True, text=True, env=environment(tmp_path))
+    assert done.returncode == 2
+    assert "unrecognized arguments" in done.stderr and done.stderr.count("\n") == 1
