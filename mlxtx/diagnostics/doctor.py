@@ -36,6 +36,7 @@ TIMED_ROWS = 8192
 REPEATS = 15
 DOES_NOT_RUN = "does not run"
 FEWER_SIMDGROUPS = (4, 2)
+WITH_A_RIVAL = ("attention_decode", "attention_prefill")  # in MLX: a time has to decide
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,11 @@ class Finding:
     other: str = ""  # what it was timed against
     simdgroups: str = ""  # of a threadgroup, where the device allows fewer than the table says
     bound_ms: float | None = None  # the bytes it must move at the chip's bandwidth
+
+    @property
+    def untimed(self) -> bool:
+        """Right, but nobody knows how fast."""
+        return not self.problem and self.kernel_ms is None
 
     @property
     def choice(self) -> str:
@@ -100,7 +106,10 @@ def examine(*, timed: bool = True) -> Iterator[Finding]:
 
 def _examine_decode(timing: Callable[[], Times] | None) -> Finding:
     """attention_decode with as many simdgroups as the device lets a threadgroup have."""
-    finding = _examine("attention_decode", _decode_cases, timing)
+    finding = replace(
+        _examine("attention_decode", _decode_cases, timing),
+        simdgroups=dispatch.remembered().get("simdgroups", ""),  # it ran with so many
+    )
     for count in FEWER_SIMDGROUPS:
         if not finding.problem.startswith(DOES_NOT_RUN):
             break
@@ -112,7 +121,8 @@ def _examine_decode(timing: Callable[[], Times] | None) -> Finding:
 
 
 def remember(findings: list[Finding]) -> None:
-    """Keep the choices for this machine; what was found on others stays."""
+    """Keep the choices for this machine; what was found on others stays, and so does an earlier
+    choice between two paths where none was timed."""
     path = dispatch.memory_file()
     try:
         kept = json.loads(path.read_text())
@@ -121,8 +131,14 @@ def remember(findings: list[Finding]) -> None:
     if not isinstance(kept, dict):
         kept = {}
     path.parent.mkdir(parents=True, exist_ok=True)
+    before = kept.get(dispatch.machine_key())
+    before = before if isinstance(before, dict) else {}
     choices = {f.operation: f.choice for f in findings}
     for finding in findings:
+        if finding.untimed and finding.operation in WITH_A_RIVAL:
+            del choices[finding.operation]
+            if before.get(finding.operation) in ("kernel", "fast"):
+                choices[finding.operation] = before[finding.operation]
         if finding.simdgroups:
             choices["simdgroups"] = finding.simdgroups
     kept[dispatch.machine_key()] = choices

@@ -119,7 +119,24 @@ def test_doctor_finds_every_kernel_right(findings_file, monkeypatch):
     }  # fmt: skip
     assert all(f.cases > 0 and f.choice == "kernel" for f in findings)
     doctor.remember(findings)
-    assert dispatch.remembered() == {f.operation: "kernel" for f in findings}
+    # Nothing was timed, so which of two paths is faster stays open.
+    rotary = ("kv_quantize", "rope", "rope_quantize")
+    assert dispatch.remembered() == dict.fromkeys(rotary, "kernel")
+
+
+def test_a_quick_look_keeps_what_was_timed(findings_file):
+    decode, prefill = doctor.WITH_A_RIVAL
+    doctor.remember(
+        [
+            doctor.Finding(decode, 3, "", 2.0, 1.0, "mx.fast"),
+            doctor.Finding(prefill, 3, "differs by 0.2"),
+        ]
+    )
+    assert dispatch.remembered() == {decode: "fast", prefill: "off"}
+    doctor.remember([doctor.Finding(decode, 3, ""), doctor.Finding(prefill, 3, "")])
+    assert dispatch.remembered() == {decode: "fast"}
+    doctor.remember([doctor.Finding(decode, 3, "does not run: why")])
+    assert dispatch.remembered() == {decode: "off"}
 
 
 @needs_emulator
@@ -161,6 +178,10 @@ def test_doctor_takes_fewer_simdgroups_where_the_device_allows_fewer_threads(
         findings = [f for f in doctor.examine(timed=False) if f.operation == "attention_decode"]
     assert findings[0].problem == "" and findings[0].simdgroups == "4"
     doctor.remember(findings)
+    assert dispatch.tuning().simdgroups == 4
+    # The next time four are taken at once, and are found right: that is no reason to forget them.
+    monkeypatch.setattr(doctor, "_examine", lambda name, *_: doctor.Finding(name, 3, ""))
+    doctor.remember([doctor._examine_decode(None)])
     assert dispatch.tuning().simdgroups == 4
 
 
