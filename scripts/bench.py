@@ -86,6 +86,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(argv)
     if args.rounds < 1 or args.new_tokens < 2:
         raise MlxtxError("--rounds must be 1 or more and --new-tokens 2 or more")
+    if args.config and not args.random:
+        raise MlxtxError("--config says what --random makes; give --random too")
+    if args.model and args.random:
+        raise MlxtxError("--random makes a model of its own; leave out --model")
+    if args.dtype and args.against:
+        raise MlxtxError(
+            f"{args.against} takes the type of the checkpoint, so --dtype would measure two"
+            " different models; convert it first (mlxtx convert --dtype)"
+        )
     engines = ["mlxtx", *([args.against] if args.against else [])]
     result: dict[str, Any] = {"rounds": args.rounds}
     if args.against or args.startup:
@@ -154,9 +163,10 @@ def random_model(folder: Path, kind: str, config_file: Path | None) -> Path:
 
     from mlxtx.decoder.model import DecoderModel
     from mlxtx.families import family_for
+    from mlxtx.files import read_json_object
     from mlxtx.tuning.model_files import save_model
 
-    config = json.loads(config_file.read_text()) | {"torch_dtype": kind}
+    config = read_json_object(config_file) | {"torch_dtype": kind}
     mx.random.seed(0)
     model = DecoderModel(family_for(config).decoder_config(config))
     model.set_dtype(getattr(mx, kind))

@@ -81,6 +81,9 @@ def test_ratio_is_the_median_of_the_pairs():
         (["--prompt-lengths", "a"], "--prompt-lengths takes numbers"),
         (["--rounds", "0"], "--rounds must be 1 or more"),
         (["--model", "/no/such"], "/no/such"),
+        (["--config", "x.json"], "give --random too"),
+        (["--random", "float32"], "leave out --model"),
+        (["--against", "mlx-lm", "--dtype", "float16"], "two different models"),
         (["--against", "mlx-lm", "--peer-python", "/no/python"], "cannot start /no/python"),
     ],
 )
@@ -93,3 +96,9 @@ def test_bad_input_is_one_line(capsys, arguments, message):
 def test_a_missing_engine_says_how_to_name_one(capsys):
     assert main(["bench", "--model", str(tiny_folder()), "--against", "mlx-lm"]) == 2
     assert "--peer-python" in capsys.readouterr().err
+
+
+def test_a_config_that_is_not_there_is_named(tmp_path, capsys):
+    missing = str(tmp_path / "none.json")
+    assert main(["bench", "--random", "float32", "--config", missing, *SMALL]) == 2
+    assert f"cannot read {missing}" in capsys.readouterr().err
