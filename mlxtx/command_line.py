@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
+import math
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -100,6 +103,34 @@ def _names(options: Any) -> set[str]:
     return set(options.__dataclass_fields__)
 
 
+def in_colour(stream: TextIO) -> bool:
+    """Whether colours belong there; NO_COLOR is as https://no-color.org has it."""
+    wanted = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return wanted and stream.isatty()
+
+
+def to_json(value: Any, **layout: Any) -> str:
+    """JSON, which has no infinity and no NaN: null stands in their place."""
+
+    def finite(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {name: finite(inner) for name, inner in part.items()}
+        if isinstance(part, list | tuple):
+            return [finite(inner) for inner in part]
+        return None if isinstance(part, float) and not math.isfinite(part) else part
+
+    return json.dumps(finite(value), allow_nan=False, **layout)
+
+
+def fitted(line: str, stream: TextIO) -> str:
+    """What of a line can be overwritten: a terminal breaks a longer one in two."""
+    try:
+        columns = os.get_terminal_size(stream.fileno()).columns
+    except OSError:
+        return line
+    return line[: columns - 1] if columns else line
+
+
 def read_stdin() -> str:
     """All of stdin, less the line end that ``echo`` and editors put last."""
     return sys.stdin.read().removesuffix("\n")
@@ -161,6 +192,7 @@ class ProgressLine:
 
     def _write(self, text: str) -> None:
         if self.on:
+            text = fitted(text, self.stream)
             self.stream.write("\r" + text.ljust(self.width))
             self.stream.flush()
             self.width = len(text)

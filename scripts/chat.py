@@ -76,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from mlxtx.tui.app import main as open_app
 
         return open_app(words) or 0
+    if args.last:
+        raise MlxtxError("--continue is the app's; the plain loop keeps no conversations")
     if on_terminal:
         args = arguments([*chosen_options(args.model is not None), *words])
     first = None if on_terminal else read_stdin()

@@ -16,7 +16,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mlxtx.command_line import Parser
+from mlxtx.command_line import Parser, fitted
 from mlxtx.events import Event, Progress
 
 
@@ -55,7 +55,9 @@ def parser() -> argparse.ArgumentParser:
         "--no-verify", dest="verify", action="store_false", help="leave out the comparison"
     )
     made.add_argument("--upload", metavar="OWNER/NAME", help="put the result on the Hub")
-    made.add_argument("--private", action="store_true", help="in a private repository")
+    made.add_argument(
+        "--private", action="store_true", help="with --upload: in a private repository"
+    )
     return made
 
 
@@ -67,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if bool(named) == bool(model):
         raise MlxtxError("name one model to convert: mlxtx convert MODEL --out FOLDER")
+    if private and not repo:
+        raise MlxtxError("--private goes with --upload OWNER/NAME")
     if repo:  # before hours of work
         from mlxtx.checkpoint.upload import check_upload
 
@@ -109,7 +113,7 @@ class Screen:
 
     def show(self, event: Event) -> None:
         if self.live and isinstance(event, Progress):
-            line = text_of(event)
+            line = fitted(text_of(event), sys.stderr)
             print(f"\r{line:<{self.width}}", end="", file=sys.stderr, flush=True)
             self.width = len(line)
 

@@ -10,13 +10,12 @@ questions.jsonl has lines such as {"question": "2 + 2 =", "choices": ["3", "4"],
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from mlxtx.command_line import Parser, at_least
+from mlxtx.command_line import Parser, at_least, to_json
 from mlxtx.errors import MlxtxError
 
 
@@ -30,7 +29,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--adapter", metavar="FOLDER", help="a LoRA adapter to put on it")
     made.add_argument("--data", metavar="PATH_OR_ID", help="text, or records as lora reads them")
     made.add_argument("--choices", metavar="FILE", help="a JSONL file of questions")
-    made.add_argument("--chat", action="store_true", help="ask through the chat template")
+    made.add_argument(
+        "--chat", action="store_true", help="with --choices: ask through the chat template"
+    )
     made.add_argument("--loss-on", default="assistant", help="all, assistant or last (assistant)")
     made.add_argument(
         "--max-length", type=at_least(2), default=2048, metavar="N", help="tokens (2048)"
@@ -45,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     if not (args.data or args.choices):
         raise MlxtxError("give --data, --choices or both")
+    if args.chat and not args.choices:
+        raise MlxtxError("--chat goes with --choices, whose questions it asks")
     from mlxtx.language_model import load
     from mlxtx.tuning.evaluate import evaluate_choices, evaluate_samples, held_out, read_choices
 
@@ -58,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if questions:
         chosen = evaluate_choices(model, questions, chat=args.chat)
         figures["choices"] = asdict(chosen)
-    print(json.dumps(figures) if args.json else text(figures))
+    print(to_json(figures) if args.json else text(figures))
     return 0
 
 

@@ -9,11 +9,10 @@ improvement is left, nothing is written: --bits 8, --bits auto or --dequantize k
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 
-from mlxtx.command_line import Parser
+from mlxtx.command_line import Parser, to_json
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     report = fuse(args.pop("model"), args.pop("adapter"), args["out"], **_rest(args))
     if as_json:
-        print(json.dumps(report.to_json()))
+        print(to_json(report.to_json()))
         return 0
     how = "unpacked" if report.bits is None else f"{report.bits} bits"
     print(

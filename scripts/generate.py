@@ -55,7 +55,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=float,
         default=argparse.SUPPRESS,
         metavar="X",
-        help="above 0 favours longer beams (1)",
+        help="with --beams: above 0 favours longer ones (1)",
     )
     more.add_argument("--logprobs", help="with --json: scores of the N best too", **suppressed)
     return parser.parse_args(argv)
@@ -67,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = sampling_options(args)
     if "logprobs" in options and not args.json:
         raise MlxtxError("--logprobs goes with --json, which shows them")
+    if "length_penalty" in options and options.get("beams", 1) < 2:
+        raise MlxtxError("--length-penalty goes with --beams of 2 or more, which it ranks")
     model = load_for(args)
     prompt = as_prompt(model, text, args)
     with stop_on_interrupt() as flag:

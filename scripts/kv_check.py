@@ -5,12 +5,11 @@ mlxtx kv-check MODEL --text notes.txt --store
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlxtx.command_line import Parser, at_least
+from mlxtx.command_line import Parser, at_least, to_json
 
 # Used when no text is given: a page of plain prose.
 PAGE = """The ferry leaves the town twice a day, early in the morning and again before the light
@@ -65,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     largest_loss = LARGEST_LOSS if args.loss is None else args.loss
     chosen = smallest_within(scores, largest_loss)
     if args.json:
-        print(json.dumps({"scores": [s.to_json() for s in scores], "chosen": chosen.kv}, indent=2))
+        print(to_json({"scores": [s.to_json() for s in scores], "chosen": chosen.kv}, indent=2))
     else:
         print(render(scores, chosen, largest_loss))
     if args.store:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mlxtx.command_line import Parser
+from mlxtx.command_line import Parser, in_colour
 from mlxtx.events import Event, Progress
 
 
@@ -113,14 +113,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if dry:
         from mlxtx.tuning import preview
 
-        print(preview_text(preview(model, data, **args), color=sys.stdout.isatty()))
+        print(preview_text(preview(model, data, **args), color=in_colour(sys.stdout)))
         return 0
+    from mlxtx.text.inert import inert
     from mlxtx.tuning.finetune import check_memory, make_job, run_job
 
     job = make_job(model, data, **args)
     check_memory(job.memory, force=args["force"])
     for line in job.bad[:20]:
-        print(f"left out {line}", file=sys.stderr)
+        print(f"left out {inert(str(line))}", file=sys.stderr)
     if len(job.bad) > 20:
         print(f"... and {len(job.bad) - 20} more", file=sys.stderr)
     if job.train.cut:

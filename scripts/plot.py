@@ -16,7 +16,7 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlxtx.command_line import Parser, at_least
+from mlxtx.command_line import Parser, at_least, in_colour
 from mlxtx.errors import MlxtxError
 
 if TYPE_CHECKING:
@@ -79,6 +79,8 @@ def read_run(folder: str) -> dict[str, Curve]:
         lines = path.read_text("utf-8").splitlines()
     except OSError:
         raise MlxtxError(f"{folder} has no metrics.jsonl: is it the folder of a run?") from None
+    except UnicodeDecodeError:
+        raise MlxtxError(f"{path} is not UTF-8 text: is it the metrics.jsonl of a run?") from None
     curves: dict[str, Curve] = {}
     name = path.parent.name or str(path)
     for stage, about in (("train", "training loss"), ("validate", "validation loss")):
@@ -115,7 +117,7 @@ def terminal(curves: dict[str, Curve], width: int | None = None, height: int | N
         plotext.plot(steps, losses, label=inert(name))
     plotext.xlabel("step")
     drawn = plotext.build()
-    return drawn if sys.stdout.isatty() else plotext.uncolorize(drawn)
+    return drawn if in_colour(sys.stdout) else plotext.uncolorize(drawn)
 
 
 # A picture without a plotting library: lines on a white page.

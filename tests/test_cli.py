@@ -162,10 +162,26 @@ def test_generate_raw_system_and_beams(capsys):
         (["--prompt", "x", "--beams"], "--beams: expected one argument (mlxtx generate --help"),
         (["--prompt", "lamp " * 3000], "more than the model's context of 2048"),
         (["--prompt", "x", "--kv", "k9v9"], "bits, not 9"),
+        (["--prompt", "x", "--length-penalty", "2"], "goes with --beams"),
     ],
 )
 def test_bad_input_is_one_line(capsys, arguments, message):
     assert generate(*arguments) == 2
+    assert message in one_error(capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["convert", "x", "--out", "y", "--private"], "--private goes with --upload"),
+        (["evaluate", "-m", "x", "--data", "y", "--chat"], "--chat goes with --choices"),
+        (["chat", "--plain", "--continue"], "--continue is the app's"),
+        (["families", "--write", "/no/such/page"], "cannot read /no/such/page"),
+        (["families", "--write", __file__], "has no place for the table"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(capsys, arguments, message):
+    assert main(arguments) == 2
     assert message in one_error(capsys)
 
 

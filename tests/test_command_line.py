@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 import signal
+import struct
 
 import pytest
 
-from mlxtx.command_line import ProgressLine, stats_line, stop_on_interrupt
+from mlxtx.command_line import ProgressLine, in_colour, stats_line, stop_on_interrupt, to_json
 from mlxtx.default_model import default_model
 from mlxtx.events import Loaded, Prefill, Progress, Stats
 from mlxtx.language_model import load
@@ -47,6 +50,47 @@ def test_progress_overwrites_one_line_and_cleans_up():
     # A shorter line covers all of a longer one before it.
     widths = [len(part) for part in screen.getvalue().split("\r")]
     assert widths[2] >= widths[1] and "\n" not in screen.getvalue()
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no pseudo-terminals on this system")
+@pytest.mark.parametrize(("columns", "shown"), [(20, 19), (0, 38), (80, 38)])
+def test_progress_fits_the_terminal(columns, shown):
+    """A longer line would be broken in two, of which only the second is overwritten."""
+    import fcntl
+    import termios
+
+    master, slave = os.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with open(slave, "w") as screen:
+        line = ProgressLine(screen)
+        line.show(Prefill(done=10, total=2000))
+        drawn = os.read(master, 100).decode()
+        assert line.width == shown
+    os.close(master)
+    assert drawn == "\r" + "reading the prompt: 10 of 2,000 tokens"[:shown]
+
+
+@pytest.mark.parametrize(
+    ("variables", "wanted"),
+    [
+        ({"TERM": "xterm"}, True),
+        ({"TERM": "dumb"}, False),
+        ({"TERM": "xterm", "NO_COLOR": "1"}, False),
+        ({"TERM": "xterm", "NO_COLOR": ""}, True),
+    ],
+)
+def test_colours_are_for_terminals_that_want_them(variables, wanted, monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert in_colour(Terminal()) is wanted
+    assert in_colour(io.StringIO()) is False
+
+
+def test_json_has_no_infinity_and_no_nan():
+    figures = {"loss": float("nan"), "parts": [(1.5, float("inf")), {"a": -float("inf")}], "n": 3}
+    found = json.loads(to_json(figures), parse_constant=pytest.fail)
+    assert found == {"loss": None, "parts": [[1.5, None], {"a": None}], "n": 3}
 
 
 def test_progress_is_silent_where_there_is_no_terminal():

@@ -103,3 +103,21 @@ def test_what_is_no_run(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("")
     with pytest.raises(MlxtxError, match="holds no losses yet"):
         plot.main([str(tmp_path)])
+
+
+@pytest.mark.parametrize(("variable", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_no_colours_where_none_are_wanted(variable, value, tmp_path, monkeypatch):
+    write_run(tmp_path / "run", [2.0, 1.0])
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    curves = plot.read_run(str(tmp_path / "run"))
+    assert "\x1b[" in plot.terminal(curves, 60, 12)
+    monkeypatch.setenv(variable, value)
+    assert "\x1b[" not in plot.terminal(curves, 60, 12)
+
+
+def test_metrics_that_are_no_text_are_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe")
+    with pytest.raises(MlxtxError, match="not UTF-8"):
+        plot.read_run(str(tmp_path))
