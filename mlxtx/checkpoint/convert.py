@@ -370,12 +370,17 @@ def _checked_target(out: Path, source: Path, overwrite: bool) -> Path:
     target, origin = out.resolve(), source.resolve()
     if target == origin or target in origin.parents or origin in target.parents:
         raise MlxtxError(f"{out} and the source {source} lie in each other; choose another folder")
-    beside = [target.with_name(target.name + ending) for ending in (".partial", ".replaced")]
-    if any(one == origin or one in origin.parents for one in beside):
+    partial, replaced = (target.with_name(target.name + end) for end in (".partial", ".replaced"))
+    if any(one == origin or one in origin.parents for one in (partial, replaced)):
         raise MlxtxError(f"{source} is where work on {out} lies; choose another name for {out}")
+    begun = journal_of(partial).exists()
+    if not begun and (partial / "config.json").exists():  # which is written after the journal
+        raise MlxtxError(
+            f"{partial} is a model, and where work on {out} would lie; choose another name for {out}"
+        )
     if not target.exists():
         return target
-    if journal_of(target.with_name(target.name + ".partial")).exists() and not overwrite:
+    if begun and not overwrite:
         raise MlxtxError(
             f"{out} exists, and an unfinished conversion beside it; pass --overwrite to go on"
         )

@@ -102,8 +102,10 @@ class ShardWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
         journal = journal_of(self.folder)
         if not self._resumable(journal, key):
-            # Also what belonged to another plan's weights: a tokenizer, a chat template.
-            for old in (journal, *(p for p in self.folder.iterdir() if not p.is_dir())):
+            # Also what belonged to another plan's weights: a tokenizer, a chat template. (Without
+            # a journal there was no such plan, and the files are somebody's.)
+            every = self.folder.iterdir() if journal.exists() else self.folder.glob("*.safetensors")
+            for old in (*(path for path in every if not path.is_dir()), journal):
                 old.unlink(missing_ok=True)
             self.done = set()
             for file, header in self._headers.items():

@@ -408,6 +408,15 @@ def test_a_source_where_the_work_would_lie_is_left_alone(tmp_path, name):
     assert digest(tmp_path / name) == before
 
 
+def test_a_model_where_the_work_would_lie_is_left_alone(tmp_path):
+    write_llama(tmp_path / "source")
+    write_llama(tmp_path / "out.partial")
+    before = digest(tmp_path / "out.partial")
+    with pytest.raises(MlxtxError, match="choose another name"):
+        mlxtx.convert(tmp_path / "source", tmp_path / "out", bits=4)
+    assert digest(tmp_path / "out.partial") == before
+
+
 def test_broken_sources_leave_nothing(tmp_path):
     source = tmp_path / "source"
     write_llama(source)

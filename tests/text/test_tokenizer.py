@@ -97,7 +97,7 @@ def flagged(folder: Path, content: str, flags: dict | None, **files) -> Tokenize
 
 @pytest.mark.parametrize("flags", [None, {"special": False}, {"special": True}])
 def test_a_named_token_is_special_whatever_tokenizer_json_says(tmp_path, flags):
-    """As in transformers: it is found in a text, and does not show when decoded."""
+    """It is found in a text, and does not show when decoded."""
     names = {"eos_token": "</s>", "pad_token": "<|not there|>"}
     tokenizer = flagged(tmp_path, "</s>", flags, tokenizer_config=names)
     ids = tokenizer.encode("lamp</s>a")
