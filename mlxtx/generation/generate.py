@@ -190,10 +190,11 @@ class _Row:
 def ends_thinking(prompt: Sequence[int], tokenizer: Tokenizer) -> bool:
     """Some chat templates open the thinking themselves: the prompt's last mark decides. One that
     a special token follows, such as the end of a turn, was only spoken of."""
-    marks = tokenizer.thinking_ids or ()
+    marks = tokenizer.thinking_ids
+    if marks is None:
+        return False
     telling = tokenizer.pieces.special.union(marks)
-    last = next((token for token in reversed(prompt) if token in telling), None)
-    return last is not None and last == next(iter(marks), None)
+    return next((token for token in reversed(prompt) if token in telling), None) == marks[0]
 
 
 class _Clock:

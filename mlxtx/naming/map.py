@@ -71,10 +71,9 @@ class Template:
 def name_key(name: str) -> tuple[str, tuple[int, ...]]:
     """``h.3.attn`` -> (``h.#.attn``, (3,)): one dictionary look-up instead of many patterns."""
     parts = name.split(".")
-    numeric = [part.isdecimal() and len(part) < 20 for part in parts]  # int() refuses thousands
-    numbers = tuple(int(part) for part, is_number in zip(parts, numeric, strict=True) if is_number)
-    key = ("#" if is_number else part for part, is_number in zip(parts, numeric, strict=True))
-    return ".".join(key), numbers
+    numeric = {part for part in parts if part.isdecimal() and len(part) < 20}  # or int() may refuse
+    key = ".".join("#" if part in numeric else part for part in parts)
+    return key, tuple(int(part) for part in parts if part in numeric)
 
 
 @dataclass(frozen=True)
