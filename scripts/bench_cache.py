@@ -41,7 +41,7 @@ CHUNK = 2048  # tokens of a prompt at a time, on both sides
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="mlxtx bench_cache", description="Bench the KV cache, plain and quantized."
+        prog="bench_cache", description="Bench the KV cache, plain and quantized."
     )
     parser.add_argument("--contexts", default="2048,4096,8192", help="prompt lengths, in tokens")
     parser.add_argument("--kv", default="plain,k8v8g64,k4v4g64", help="cache settings")

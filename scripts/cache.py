@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=Path,
         help="where they lie (the cache folder, the only one that chats look in)",
     )
-    parser.add_argument("--budget", type=float, metavar="GB", help="in all (8), oldest out first")
+    parser.add_argument("--budget", type=float, metavar="GB", help="in all (8.6), oldest out first")
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="read a text once and keep what was computed")
     build.add_argument("model", help="a folder or a Hub id")

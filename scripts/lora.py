@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlxtx.command_line import Parser, in_colour
+from mlxtx.errors import MlxtxError
 from mlxtx.events import Event, Progress
 
 
@@ -110,6 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     model, data, out = args.pop("model"), args.pop("data"), args.pop("out")
     resume, dry, plot = args.pop("resume"), args.pop("dry_run"), args.pop("plot")
     peft = args.pop("peft")
+    if ("sample_prompts" in args) != bool(args.get("sample_every")):
+        raise MlxtxError("--sample-prompts and --sample-every go together: give both or none")
     if dry:
         from mlxtx.tuning import preview
 
@@ -127,6 +130,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if job.train.cut:
         longest = max(len(s) for s in job.train.samples)
         print(f"{job.train.cut} samples were cut to {longest} tokens", file=sys.stderr)
+    if job.settings.validate_every and not job.validation.samples:
+        print(
+            "--validate-every has no effect: there are no validation records"
+            " (--validation-part 0.05 keeps some)",
+            file=sys.stderr,
+        )
     result = run_job(job, out, resume=resume, on_event=lambda e: show(e))
     best = "" if result.best is None else f", best validation loss {result.best:.4f}"
     print(f"{result.step} steps, {result.tokens:,} tokens, {result.seconds:.0f} s{best}: {out}")

@@ -132,6 +132,8 @@ def _question(record: Any) -> Mapping[str, Any]:
         answer = ord(answer.upper()) - ord("A")
     if not isinstance(prompt, str) or not isinstance(answer, int):
         raise ValueError("a question needs 'question', 'choices' (a list) and 'answer'")
+    if not all(choices):
+        raise ValueError("a choice is empty, so there is nothing to find likely")
     if not 0 <= answer < len(choices):
         raise ValueError(f"the answer is none of the {len(choices)} choices")
     return {"question": prompt, "choices": choices, "answer": answer}
@@ -158,6 +160,11 @@ def evaluate_choices(
         for choice in question["choices"]:
             rest = tokenizer.encode(gap + choice, add_special=False)
             rows.append(sample(first + rest, [False] * len(first) + [True] * len(rest)))
+        if (longest := max(map(len, rows))) > language_model.context:
+            raise MlxtxError(
+                f"question {number} comes to {longest} tokens with a choice, more than the model's"
+                f" context of {language_model.context}"
+            )
         scores = log_probabilities(language_model.model, rows)
         by_sum += int(np.argmax([s.sum() for s in scores]) == question["answer"])
         by_mean += int(np.argmax([s.mean() for s in scores]) == question["answer"])

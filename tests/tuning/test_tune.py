@@ -428,3 +428,18 @@ def test_a_full_training_does_not_write_over_its_model(folder, tmp_path):
 def test_options_that_make_no_sense_are_refused(folder, tmp_path, options):
     with pytest.raises(MlxtxError, match=r"must be|without adapters"):
         mlxtx.tune(str(folder / "model"), folder, tmp_path / "out", iters=1, **options)
+
+
+@pytest.mark.parametrize("given", [["--sample-prompts", "Hi"], ["--sample-every", "2"]])
+def test_prompts_and_how_often_they_are_asked_go_together(given, tmp_path):
+    with pytest.raises(MlxtxError, match="go together"):
+        lora.main(["--model", "none", "--data", "none", "--out", str(tmp_path), *given])
+
+
+def test_a_validation_of_nothing_is_told(folder, tmp_path, capsys):
+    (tmp_path / "train.jsonl").write_text('{"prompt": "a", "completion": "b c"}\n')
+    line = ["--model", str(folder / "model"), "--data", str(tmp_path / "train.jsonl")]
+    for more in (["--validate-every", "1"], []):
+        out = str(tmp_path / f"out{len(more)}")
+        assert lora.main([*line, "--out", out, "--iters", "1", *more]) == 0
+        assert ("there are no validation records" in capsys.readouterr().err) is bool(more)
