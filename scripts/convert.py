@@ -76,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         check_upload(repo)
     from mlxtx.checkpoint.convert import convert
+    from mlxtx.diagnostics.memory_plan import size_text
 
     screen = Screen()
     try:
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         screen.end()
     print(
         f"{result.folder}: {result.recipe}, {result.bits_per_weight:.2f} bits a weight, "
-        f"{result.nbytes / 1e9:.2f} GB"
+        f"{size_text(result.nbytes)}"
     )
     if result.unpacked:
         print(

@@ -337,3 +337,12 @@ def test_a_script_run_by_its_path_tells_errors_in_one_line_too(script, tmp_path)
     done = subprocess.run(line, capture_output=True, text=True, env=environment(tmp_path))
     assert done.returncode == 2
     assert "unrecognized arguments" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_small_conversion_has_a_size(tmp_path, capsys):
+    folder = str(tiny_folder())
+    line = ["convert", folder, "--out", str(tmp_path / "half"), "--dtype", "float16", "--no-verify"]
+    assert main(line) == 0
+    size = sum(path.stat().st_size for path in (tmp_path / "half").glob("*.safetensors"))
+    shown = re.search(r"([\d.]+) MB\n", capsys.readouterr().out)
+    assert shown and float(shown[1]) * 1e6 == pytest.approx(size, rel=0.05)

@@ -18,6 +18,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from mlxtx.diagnostics.memory_plan import machine_memory
 from mlxtx.files import write_json_atomic
 from mlxtx.metal_kernels import (
     attention_decode,
@@ -87,7 +88,7 @@ def machine() -> Machine:
     system = platform.mac_ver()[0]
     return Machine(
         chip=str(info.get("device_name", platform.machine())),
-        memory_gb=float(info.get("memory_size", 0)) / 2**30,
+        memory_gb=float(info.get("memory_size") or machine_memory()) / 2**30,
         system=f"macOS {system}" if system else f"{platform.system()} {platform.release()}",
         mlx=version("mlx"),
         mlxtx=__version__,

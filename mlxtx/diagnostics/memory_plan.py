@@ -66,6 +66,11 @@ def memory_limit() -> int:
             raise MlxtxError(f"MLXTX_MEMORY_LIMIT is {given!r}; it counts bytes") from None
     if mx.metal.is_available():
         return int(mx.device_info()["max_recommended_working_set_size"])
+    return machine_memory()
+
+
+def machine_memory() -> int:
+    """Bytes of the machine's memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
@@ -213,8 +218,8 @@ def check_plan(plan: MemoryPlan, *, force: bool = False) -> None:
     what = "training" if plan.training else "cache and prompt"
     rest = plan.total - plan.weights
     raise MlxtxError(
-        f"{plan.model} needs about {_gb(plan.total)} ({_gb(plan.weights)} weights, {_gb(rest)} "
-        f"{what}) and this machine has {_gb(plan.limit)}: {'; or '.join(_ways(plan))}; "
+        f"{plan.model} needs about {size_text(plan.total)} ({size_text(plan.weights)} weights, {size_text(rest)} "
+        f"{what}) and this machine has {size_text(plan.limit)}: {'; or '.join(_ways(plan))}; "
         "--force tries it anyway"
     )
 
@@ -261,7 +266,7 @@ def render(plan: MemoryPlan) -> str:
         lines = [lines[0], ("training", plan.training, f"{plan.context} tokens x {plan.batch}")]
     lines += [("total", plan.total, ""), ("this machine", plan.limit, "")]
     text = [plan.model]
-    text += [f"  {name:<16}{_gb(size):>10}  {note}".rstrip() for name, size, note in lines]
+    text += [f"  {name:<16}{size_text(size):>10}  {note}".rstrip() for name, size, note in lines]
     verdict = "fits" if plan.fits else "does not fit: " + "; or ".join(_ways(plan))
     text.append(f"  {verdict}")
     if not plan.training:
@@ -271,5 +276,5 @@ def render(plan: MemoryPlan) -> str:
     return "\n".join(text)
 
 
-def _gb(size: int) -> str:
+def size_text(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"

@@ -103,6 +103,7 @@ def test_doctor_on_linux_says_that_metal_was_not_exercised(capsys, findings_file
     assert command.main(["--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["metal_exercised"] is False and report["machine"]["mlx"] == mx.__version__
+    assert report["machine"]["memory_gb"] > 0.1
     assert not findings_file.exists()
 
 

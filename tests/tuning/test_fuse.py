@@ -170,7 +170,9 @@ def test_choices(made, tmp_path):
     with pytest.raises(MlxtxError, match=r"q.jsonl:1: a choice is empty"):
         read_choices(path)
     long = [{"question": "lamp " * 3000, "choices": ["a", "b"], "answer": 0}]
-    with pytest.raises(MlxtxError, match=r"question 1 comes to .* than the model's context of 2048"):
+    with pytest.raises(
+        MlxtxError, match=r"question 1 comes to .* than the model's context of 2048"
+    ):
         evaluate_choices(net, long)
     assert sample([1, 2]).targets == 1
 
