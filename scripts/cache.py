@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mlxtx.command_line import Parser
+from mlxtx.command_line import Parser, ProgressLine
 from mlxtx.errors import MlxtxError
 
 
@@ -62,6 +62,7 @@ def build_prefix(store: Any, args: argparse.Namespace) -> None:
 
     from mlxtx.cache.fingerprint import fingerprint
     from mlxtx.cache.reuse import common_prefix
+    from mlxtx.events import Prefill
     from mlxtx.generation.loop import prefill
     from mlxtx.generation.session import shared_limit
     from mlxtx.language_model import load
@@ -71,13 +72,15 @@ def build_prefix(store: Any, args: argparse.Namespace) -> None:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise MlxtxError(f"cannot read {path}: {error}") from None
-    loaded = load(
-        args.model,
-        revision=args.revision,
-        adapter=args.adapter,
-        kv=args.kv,
-        force=args.force,
-    )
+    with ProgressLine() as progress:
+        loaded = load(
+            args.model,
+            revision=args.revision,
+            adapter=args.adapter,
+            kv=args.kv,
+            force=args.force,
+            on_event=progress.show,
+        )
     if args.system:
         # What every chat with this system message begins with: where two of them part.
         chats = [
@@ -94,8 +97,10 @@ def build_prefix(store: Any, args: argparse.Namespace) -> None:
             f" share has from 1 to {longest:,}"
         )
     session = loaded.session(args.kv)
-    for _ in prefill(loaded.model, [tokens], session.cache, chunk=loaded.prefill_chunk):
-        pass
+    with ProgressLine() as progress:
+        for piece in prefill(loaded.model, [tokens], session.cache, chunk=loaded.prefill_chunk):
+            if isinstance(piece, Prefill):
+                progress.show(piece)
     mx.eval(session.cache.state())
     kept = store.add(
         session.cache, tokens, fingerprint=fingerprint(loaded.model), title=f"{loaded.name}: {path}"

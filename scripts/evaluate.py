@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from mlxtx.command_line import Parser, at_least, to_json
+from mlxtx.command_line import Parser, ProgressLine, at_least, to_json
 from mlxtx.errors import MlxtxError
 
 
@@ -52,15 +52,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mlxtx.tuning.evaluate import evaluate_choices, evaluate_samples, held_out, read_choices
 
     questions = read_choices(args.choices) if args.choices else None
-    model = load(args.model, adapter=args.adapter, force=args.force)
     figures: dict[str, Any] = {}
-    if args.data:
-        samples = held_out(model, args.data, max_length=args.max_length, loss_on=args.loss_on)
-        found = evaluate_samples(model.model, samples, batch_size=args.batch_size)
-        figures |= {**asdict(found), "perplexity": found.perplexity}
-    if questions:
-        chosen = evaluate_choices(model, questions, chat=args.chat)
-        figures["choices"] = asdict(chosen)
+    with ProgressLine() as progress:
+        seen: dict[str, Any] = {"on_event": progress.show}
+        model = load(args.model, adapter=args.adapter, force=args.force, **seen)
+        if args.data:
+            samples = held_out(model, args.data, max_length=args.max_length, loss_on=args.loss_on)
+            found = evaluate_samples(model.model, samples, batch_size=args.batch_size, **seen)
+            figures |= {**asdict(found), "perplexity": found.perplexity}
+        if questions:
+            chosen = evaluate_choices(model, questions, chat=args.chat, **seen)
+            figures["choices"] = asdict(chosen)
     print(to_json(figures) if args.json else text(figures))
     return 0
 

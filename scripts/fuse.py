@@ -12,7 +12,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mlxtx.command_line import Parser, to_json
+from mlxtx.command_line import Parser, ProgressLine, to_json
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     as_json = args.pop("json")
     from mlxtx.tuning.fuse import fuse
 
-    report = fuse(args.pop("model"), args.pop("adapter"), args["out"], **_rest(args))
+    with ProgressLine() as progress:
+        args["on_event"] = progress.show
+        report = fuse(args.pop("model"), args.pop("adapter"), args["out"], **_rest(args))
     if as_json:
         print(to_json(report.to_json()))
         return 0

@@ -10,7 +10,6 @@ The answer goes to stdout while it is made, notes and figures to stderr.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -26,6 +25,7 @@ from mlxtx.command_line import (
     sampling_options,
     stats_line,
     stop_on_interrupt,
+    to_json,
 )
 from mlxtx.errors import MlxtxError
 
@@ -143,7 +143,7 @@ def print_json(
     if completion.logprobs is not None:
         result["logprobs"] = [asdict(entry) for entry in completion.logprobs]
     # Escaped to ASCII: no character of the answer can reach the terminal as a control.
-    print(json.dumps(result, ensure_ascii=True))
+    print(to_json(result, ensure_ascii=True))
     if args.stats:
         print(stats_line(completion.stats, completion.finish_reason), file=sys.stderr)
     return completion.finish_reason

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mlxtx.command_line import Parser, in_colour
+from mlxtx.command_line import Parser, ProgressLine, in_colour
 from mlxtx.errors import MlxtxError
 from mlxtx.events import Event, Progress
 
@@ -116,12 +116,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if dry:
         from mlxtx.tuning import preview
 
-        print(preview_text(preview(model, data, **args), color=in_colour(sys.stdout)))
+        with ProgressLine() as progress:
+            found = preview(model, data, on_event=progress.show, **args)
+        print(preview_text(found, color=in_colour(sys.stdout)))
         return 0
     from mlxtx.text.inert import inert
     from mlxtx.tuning.finetune import check_memory, make_job, run_job
 
-    job = make_job(model, data, **args)
+    with ProgressLine() as progress:
+        job = make_job(model, data, on_event=progress.show, **args)
     check_memory(job.memory, force=args["force"])
     for line in job.bad[:20]:
         print(f"left out {inert(str(line))}", file=sys.stderr)

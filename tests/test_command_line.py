@@ -10,10 +10,12 @@ import struct
 
 import pytest
 
+from mlxtx.cli import main
 from mlxtx.command_line import ProgressLine, in_colour, stats_line, stop_on_interrupt, to_json
 from mlxtx.default_model import default_model
 from mlxtx.events import Loaded, Prefill, Progress, Stats
 from mlxtx.language_model import load
+from tests.tiny_model import tiny_folder
 
 
 class Terminal(io.StringIO):
@@ -123,3 +125,23 @@ def test_the_model_of_the_package_answers_by_default():
     guide = load(folder)
     answer = guide.generate([{"role": "user", "content": "What is mlxtx?"}], max_tokens=64)
     assert answer.finish_reason == "stop" and "mlxtx" in answer.text
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["evaluate", "-m", "MODEL", "--data", "DATA"],
+        ["kv-check", "MODEL", "--tokens", "40", "--kv", "k8v8g32"],
+        ["cache", "--folder", "KEPT", "build", "MODEL", "--text", "DATA"],
+        ["lora", "-m", "MODEL", "--data", "DATA", "--dry-run"],
+    ],
+)
+def test_who_waits_for_a_model_sees_why(line, tmp_path, monkeypatch, capsys):
+    (tmp_path / "data.jsonl").write_text('{"prompt": "a", "completion": "b c"}\n')
+    names = {"MODEL": tiny_folder(), "DATA": tmp_path / "data.jsonl", "KEPT": tmp_path / "kept"}
+    screen = Terminal()
+    monkeypatch.setattr("sys.stderr", screen)
+    assert main([str(names.get(word, word)) for word in line]) == 0
+    drawn = seen(screen.getvalue())
+    assert any(part.startswith("load ") for part in drawn), drawn
+    assert drawn[-1] == "" and "\r" not in capsys.readouterr().out
