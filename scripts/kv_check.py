@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--force", action="store_true", help="load even if memory looks short")
     parser.add_argument("--json", action="store_true", help="print the scores as data")
     args = parser.parse_args(argv)
+    if args.loss is not None and not args.loss >= 0:
+        parser.error(f"--loss must be 0 or more, not {args.loss}")
 
     from mlxtx.diagnostics.kv_check import LADDER, LARGEST_LOSS, check_kv, render, smallest_within
     from mlxtx.diagnostics.kv_defaults import store_default_kv

@@ -175,6 +175,7 @@ def test_bad_input_is_one_line(capsys, arguments, message):
     [
         (["convert", "x", "--out", "y", "--private"], "--private goes with --upload"),
         (["evaluate", "-m", "x", "--data", "y", "--chat"], "--chat goes with --choices"),
+        (["kv-check", "x", "--loss", "nan"], "--loss must be 0 or more"),
         (["chat", "--plain", "--continue"], "--continue is the app's"),
         (["families", "--write", "/no/such/page"], "cannot read /no/such/page"),
         (["families", "--write", __file__], "has no place for the table"),

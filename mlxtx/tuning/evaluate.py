@@ -156,6 +156,8 @@ def evaluate_choices(
             first = tokenizer.encode_chat([{"role": "user", "content": prompt}])
         else:
             first = tokenizer.encode(prompt)
+        if not first:
+            raise MlxtxError(f"question {number} comes to no token that a choice could follow")
         rows = []
         for choice in question["choices"]:
             rest = tokenizer.encode(gap + choice, add_special=False)

@@ -81,6 +81,8 @@ def fuse(
     from mlxtx.language_model import LanguageModel
     from mlxtx.text.tokenizer import Tokenizer
 
+    if not 0 <= keep <= 1:
+        raise MlxtxError(f"keep must be a part from 0 to 1, not {keep}")
     counts = _bit_counts(bits, dequantize)
     folder = resolve(model, revision, on_event=on_event)
     out = Path(out)

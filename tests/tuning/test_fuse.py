@@ -174,6 +174,8 @@ def test_choices(made, tmp_path):
         MlxtxError, match=r"question 1 comes to .* than the model's context of 2048"
     ):
         evaluate_choices(net, long)
+    with pytest.raises(MlxtxError, match="question 1 comes to no token"):
+        evaluate_choices(net, [{"question": "", "choices": ["a", "b"], "answer": 0}])
     assert sample([1, 2]).targets == 1
 
 
@@ -223,6 +225,12 @@ def test_what_a_half_precision_base_keeps_in_float32_stays_so(made, tmp_path):
     out = mx.load(str(tmp_path / "out" / "model.safetensors"))
     assert mx.array_equal(out[name], weights[name]) and out[name].dtype == mx.float32
     assert out["model.layers.0.mlp.up_proj.weight"].dtype == mx.bfloat16
+
+
+@pytest.mark.parametrize("keep", [95, -0.1, float("nan")])
+def test_a_part_to_keep_is_told_apart_from_percent(made, tmp_path, keep):
+    with pytest.raises(MlxtxError, match="keep must be a part from 0 to 1"):
+        fuse(made / "plain", made / "plain-faint", tmp_path / "out", keep=keep)
 
 
 def test_an_adapter_that_is_no_number_is_not_fused(made, tmp_path):
