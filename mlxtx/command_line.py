@@ -95,7 +95,12 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
     options = {name: value for name, value in vars(args).items() if name in _names(Options)}
     if "logit_bias" in options:
         options["logit_bias"] = dict(options["logit_bias"])
-    Options.named(**options)  # what is wrong with one is told before a model is loaded
+    chosen = Options.named(**options)  # what is wrong is told before a model is loaded
+    filters = ("top_k", "top_p", "min_p")
+    idle = [name for name in filters if getattr(chosen, name) != getattr(Options, name)]
+    if idle and not chosen.temperature:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
+        print(f"mlxtx: without a --temperature above 0, {names} changes nothing", file=sys.stderr)
     return options
 
 

@@ -141,6 +141,16 @@ def test_generate_options_reach_the_sampler(capsys):
     assert capsys.readouterr().out == wanted.text + "\n"
 
 
+def test_filters_that_change_nothing_are_told(capsys):
+    line = ["-p", PROMPT, "--max-tokens", "3", "--top-p", "0.9", "--min-p", "0"]
+    assert generate(*line) == 0
+    captured = capsys.readouterr()
+    assert captured.out == expected(max_tokens=3).text + "\n"
+    assert captured.err == "mlxtx: without a --temperature above 0, --top-p changes nothing\n"
+    assert generate(*line, "--temperature", "0.5") == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_generate_raw_system_and_beams(capsys):
     assert generate("-p", PROMPT, "--raw", "--max-tokens", "4") == 0
     assert (
