@@ -31,11 +31,12 @@ Weights: {bits}-bit affine, groups of {group}; `lm_head` repeats the embeddings 
 
 {history}
 
-with `LD_PRELOAD=libopenblas.so.0 OPENBLAS_NUM_THREADS=1`, in float32 on two CPU cores that other work shared; then
-`python scripts/train_bundled.py --out RUN --evaluate --pack mlxtx/bundled`. The conversations come from
-the templates in `training/bundled`, with no foreign text. Rows of 256 tokens, 8 a step; Muon for the
-matrices of the layers, AdamW for the rest; the loss counts answers only. Losses and dates of the stages
-(the loss is per token of the answers, most of which are cut behind the tokens that choose them):
+with `LD_PRELOAD=libopenblas.so.0 OPENBLAS_NUM_THREADS=1`, in float32 on two CPU cores that other work shared.
+`python scripts/make_bundled.py RUNS --pack mlxtx/bundled` runs them all, asks the questions below and packs what
+came out. The conversations come from the templates in `training/bundled`, with no foreign text. Rows of 256
+tokens, 8 a step; Muon for the matrices of the layers, AdamW for the rest; the loss counts answers only. Losses
+and dates of the stages (the loss is per token of the answers, most of which are cut behind the tokens that
+choose them where no `--cut` is given):
 
 {stages}
 
