@@ -81,6 +81,8 @@ class Settings:
         default_factory=list
     )
     sampling: Sampling = field(default_factory=Sampling)
+    # Names of the sampling values that somebody has chosen, be it what they are without.
+    chosen_sampling: frozenset[str] = frozenset()
     keys: dict[str, str] = field(default_factory=dict)
     presets: dict[str, Preset] = field(default_factory=dict)
 
@@ -111,7 +113,7 @@ def load_settings(path: Path | None = None) -> tuple[Settings, list[str]]:
         return Settings(), [f"{path} was not read, the defaults are used: {error}"]
     problems: list[str] = []
     tables = {
-        "sampling": lambda value: Sampling(**checked(Sampling, value, "sampling.", problems)),
+        "sampling": lambda value: checked(Sampling, value, "sampling.", problems),
         "keys": lambda value: _checked_keys(value, problems),
         "presets": lambda value: _checked_presets(value, problems),
     }
@@ -123,6 +125,8 @@ def load_settings(path: Path | None = None) -> tuple[Settings, list[str]]:
                 chosen[name] = read(value)
             else:
                 problems.append(f"{name} must be a table [{name}]; it was skipped")
+    sampling = chosen.pop("sampling", {})
+    chosen |= {"sampling": Sampling(**sampling), "chosen_sampling": frozenset(sampling)}
     chosen |= checked(Settings, values, "", problems)
     return Settings(**chosen), problems
 

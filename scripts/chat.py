@@ -95,21 +95,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def chosen_options(model_given: bool) -> list[str]:
     """What ``settings.toml`` says, as options. Its model, and the adapter of that, give way to a
     model that is given."""
-    from mlxtx.settings import Sampling, Settings, load_settings
+    from mlxtx.settings import Settings, load_settings
 
     settings, problems = load_settings()
     for problem in problems:
         print(f"mlxtx: in the settings: {problem}", file=sys.stderr)
     names = ("kv", "system") if model_given else ("model", "adapter", "kv", "system")
-    of_settings = [(name, getattr(settings, name), getattr(Settings(), name)) for name in names]
-    of_sampling = [
-        (name, value, getattr(Sampling(), name)) for name, value in vars(settings.sampling).items()
-    ]
-    return [
-        f"--{name.replace('_', '-')}={value}"
-        for name, value, default in of_settings + of_sampling
-        if value != default
-    ]
+    values = {name: getattr(settings, name) for name in names}
+    chosen = {name: value for name, value in values.items() if value != getattr(Settings(), name)}
+    chosen |= {name: getattr(settings.sampling, name) for name in settings.chosen_sampling}
+    if chosen.get("seed") == -1:  # what the settings call a random one
+        del chosen["seed"]
+    return [f"--{name.replace('_', '-')}={value}" for name, value in chosen.items()]
 
 
 class Loop:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from mlxtx.scripts.chat import chosen_options
 
 from tests.tiny_model import tiny_folder, tiny_language_model
 
@@ -117,6 +118,12 @@ def test_the_plain_loop_goes_by_the_settings(tmp_path):
     terminal.until("7 new at")
     terminal.type("/quit\n")
     assert terminal.leave() == 0
+
+
+def test_settings_count_in_the_plain_loop_though_they_are_the_apps_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLXTX_HOME", str(tmp_path))
+    (tmp_path / "settings.toml").write_text("[sampling]\ntemperature = 0.7\nseed = -1\n")
+    assert chosen_options(model_given=False) == ["--temperature=0.7"]
 
 
 def test_ctrl_c_ends_an_answer_not_the_chat(tmp_path):

@@ -35,7 +35,12 @@ def with_given(
     if "model" in own:
         # The adapter of the settings belongs to the model of the settings.
         own.setdefault("adapter", "")
-    return replace(settings, **own, sampling=replace(settings.sampling, **sampling))
+    return replace(
+        settings,
+        **own,
+        sampling=replace(settings.sampling, **sampling),
+        chosen_sampling=settings.chosen_sampling | sampling.keys(),
+    )
 
 
 class Services(App[None]):
@@ -102,7 +107,9 @@ class Services(App[None]):
         """Change a setting now and in the file; ``forget`` takes it out of the file instead."""
         if table == "sampling":
             sampling = replace(self.settings.sampling, **{name: value})
-            self.settings = replace(self.settings, sampling=sampling)
+            chosen = self.settings.chosen_sampling - {name}
+            chosen = chosen if forget else chosen | {name}
+            self.settings = replace(self.settings, sampling=sampling, chosen_sampling=chosen)
         else:
             self.settings = replace(self.settings, **{name: value})
         if (table, name) == ("", "theme"):

@@ -294,6 +294,22 @@ async def test_a_setting_is_changed_on_its_screen_and_in_the_file(tmp_path: Path
     }  # fmt: skip
 
 
+async def test_a_value_in_the_file_goes_before_the_models_though_it_is_ours_too(
+    tmp_path: Path,
+) -> None:
+    usual = Sampling().temperature
+    (tmp_path / "settings.toml").write_text(f"[sampling]\ntemperature = {usual}\n")
+    app = make_app(tmp_path)
+    async with app.run_test() as pilot:
+        await pilot.pause()
+        app.model.sampling = {"temperature": 0.1, "top_p": 0.2}
+        assert (app.chat.sampling["temperature"], app.chat.sampling["top_p"]) == (usual, 0.2)
+        app.change_setting("sampling", "top_p", Sampling().top_p)
+        app.change_setting("sampling", "temperature", usual, forget=True)
+        assert app.chat.sampling["temperature"] == 0.1
+        assert app.chat.sampling["top_p"] == Sampling().top_p
+
+
 async def test_the_theme_is_kept(tmp_path: Path) -> None:
     app = make_app(tmp_path)
     async with app.run_test() as pilot:

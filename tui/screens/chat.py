@@ -260,20 +260,19 @@ class ChatScreen(ChatActions):
     @property
     def sampling(self) -> dict[str, Any]:
         """The values that hold for this chat: its own, else those of the command line, else those
-        of the settings that a person has changed, else the model's, else ours."""
+        of the settings, else the model's, else ours."""
         return {**vars(Sampling()), **self.app.model.sampling, **self._chosen_sampling}
 
     @property
     def _chosen_sampling(self) -> dict[str, Any]:
         """Those of them that a person has chosen."""
         own = self.conversation.settings.get("sampling", {})
-        default = vars(Sampling())
-        changed = {
-            name: value
-            for name, value in vars(self.app.settings.sampling).items()
-            if value != default[name] or name in self.app.given
+        settings = self.app.settings
+        chosen = {name: getattr(settings.sampling, name) for name in settings.chosen_sampling}
+        return {
+            **chosen,
+            **{name: value for name, value in own.items() if name in vars(Sampling())},
         }
-        return {**changed, **{name: value for name, value in own.items() if name in default}}
 
     def _options(self) -> dict[str, Any]:
         given = {name: self.app.given[name] for name in _ONLY_GIVEN if name in self.app.given}
