@@ -73,6 +73,7 @@ def load(
 
         load_adapter(model, adapter, config)
     loaded = LanguageModel(model, tokenizer, config, name=str(path_or_repo), kv=kv)
+    loaded.folder = folder.resolve()
     warm_up_kernels(model.config.blocks, kv, _activation_dtype(model))
     loaded.prefill_chunk = min(PREFILL_CHUNK, plan.prefill_chunk)
     if on_event:
@@ -119,6 +120,7 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.config = dict(config or {})
         self.name = name
+        self.folder: Path | None = None  # which the checkpoint was read from, if from any
         self.kv = kv
         self.prefill_chunk = PREFILL_CHUNK  # smaller when memory is short
 

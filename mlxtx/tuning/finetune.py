@@ -274,7 +274,8 @@ def run_job(
 ) -> Result:
     net, how = job.language_model.model, job.how
     out = Path(out)
-    if how.method == "full" and out.resolve() == Path(job.language_model.name).resolve():
+    source = job.language_model.folder or Path(job.language_model.name).resolve()
+    if how.method == "full" and out.resolve() == source:
         raise MlxtxError(f"{out} is where the model lies: choose another folder")
     facts = {
         "base": base_mark(net),

@@ -26,7 +26,7 @@ def save_like(language_model: LanguageModel, folder: str | Path) -> None:
     """Writes ``language_model`` in the layout it came in, with its tokenizer."""
     from mlxtx.checkpoint import resolve
 
-    source = resolve(language_model.name)
+    source = language_model.folder or resolve(language_model.name)
     save_model(language_model.model, language_model.config, folder, source)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 
@@ -119,6 +120,18 @@ def test_a_saved_copy_is_the_same_model(model, judged, tmp_path):
         for m in (model, copy)
     ]
     assert mx.allclose(*ahead, atol=1e-4)
+
+
+def test_a_copy_is_of_the_files_that_were_loaded(tmp_path, monkeypatch):
+    """Though the name that they were loaded by means something else by now."""
+    shutil.copytree(FOLDER, tmp_path / "one" / "guide")
+    (tmp_path / "two" / "guide").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "one")
+    model = mlxtx.load("guide")
+    monkeypatch.chdir(tmp_path / "two")
+    save_like(model, tmp_path / "copy")
+    copied = (tmp_path / "copy" / "tokenizer.model").read_bytes()
+    assert copied == (FOLDER / "tokenizer.model").read_bytes()
 
 
 def test_one_by_one_is_as_in_a_batch(model, rows, judged):
