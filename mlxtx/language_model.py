@@ -75,7 +75,7 @@ def load(
     loaded = LanguageModel(model, tokenizer, config, name=str(path_or_repo), kv=kv)
     loaded.folder = folder.resolve()
     warm_up_kernels(model.config.blocks, kv, _activation_dtype(model))
-    loaded.prefill_chunk = min(PREFILL_CHUNK, plan.prefill_chunk)
+    loaded.prefill_chunk = plan.prefill_chunk
     if on_event:
         on_event(
             Loaded(

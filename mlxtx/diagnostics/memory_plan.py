@@ -15,9 +15,10 @@ from mlxtx.diagnostics.cache_bytes import cache_bytes
 from mlxtx.diagnostics.facts import ModelFacts, read_facts
 from mlxtx.diagnostics.transients import prefill_bytes, training_bytes
 from mlxtx.errors import MlxtxError
+from mlxtx.generation.loop import PREFILL_CHUNK
 from mlxtx.generation.session import context_limit
 
-CHUNKS = (2048, 1024, 512, 256, 128, 64)  # tokens of a prompt at a time
+CHUNKS = (PREFILL_CHUNK, 512, 256, 128, 64)  # tokens of a prompt at a time
 SMALLEST_CONTEXT = 256
 DEFAULT_CONTEXT = 8192  # planned for when nobody says how long a conversation gets
 POOL_SHARE = 16  # the buffer pool may keep this part of the limit

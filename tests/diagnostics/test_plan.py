@@ -20,6 +20,7 @@ from mlxtx.diagnostics.facts import read_facts
 from mlxtx.diagnostics.memory_plan import check_plan, lora_numbers, plan_memory, plan_of, render
 from mlxtx.diagnostics.transients import prefill_bytes
 from mlxtx.errors import MlxtxError
+from mlxtx.generation.loop import PREFILL_CHUNK
 from mlxtx.language_model import load
 from mlxtx.tiny_model import write_tiny_model
 from mlxtx.tuning.finetune import Method, prepare
@@ -176,10 +177,10 @@ def test_the_largest_context_fits_and_the_next_does_not():
 def test_the_chunk_follows_the_room():
     facts = read_facts(folder_of("wide inside"))
     roomy = plan_of(facts, context=2048, limit=1 << 40)
-    tight = plan_of(facts, context=2048, limit=facts.weights + roomy.cache + 45_000_000)
-    assert roomy.prefill_chunk == 2048
+    tight = plan_of(facts, context=2048, limit=facts.weights + roomy.cache + 10_000_000)
+    assert roomy.prefill_chunk == PREFILL_CHUNK  # what generation feeds at most
     assert tight.prefill_chunk < 512
-    assert tight.prefill < roomy.prefill
+    assert tight.prefill < roomy.prefill < 30_000_000
 
 
 def test_what_does_not_fit_is_refused_with_numbers_and_ways(monkeypatch):
