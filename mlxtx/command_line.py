@@ -143,31 +143,46 @@ def read_stdin() -> str:
 
 def load_for(args: argparse.Namespace) -> LanguageModel:
     """The model the options name, or the default one; says so, and shows progress, on stderr."""
-    from mlxtx.language_model import load
-
     source = args.model
     if source is None:
         from mlxtx.default_model import default_model
 
         source, notice = default_model()
         print(f"mlxtx: {notice}", file=sys.stderr)
+    return load_shown(
+        source,
+        adapter=args.adapter,
+        revision=args.revision,
+        dtype=args.dtype,
+        context=args.context,
+        kv=getattr(args, "kv", None),
+        force=args.force,
+    )
+
+
+def load_shown(source: str, **options: Any) -> LanguageModel:
+    """``mlxtx.load``, with its progress on stderr."""
+    from mlxtx.language_model import load
+
     with ProgressLine() as progress:
-        return load(
-            source,
-            adapter=args.adapter,
-            revision=args.revision,
-            dtype=args.dtype,
-            context=args.context,
-            kv=getattr(args, "kv", None),
-            force=args.force,
-            on_event=progress.show,
-        )
+        return load(source, **options, on_event=progress.show)
+
+
+def _progress_text(event: Progress) -> str:
+    done, total = event.done, event.total
+    if event.unit == "bytes":
+        return f"{event.stage} {done / 1e6:,.0f} of {total / 1e6:,.0f} MB{_left(event)}"
+    return f"{event.stage} {done:,.0f} of {total:,.0f} {event.unit}{_left(event)}"
 
 
 class ProgressLine:
-    """One line on a terminal that is overwritten; nothing where stderr is a file or pipe."""
+    """One line on a terminal that is overwritten; nothing where stderr is a file or pipe.
+    describe: what to write of a ``Progress``."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, stream: TextIO | None = None, describe: Callable[[Progress], str] = _progress_text
+    ) -> None:
+        self.describe = describe
         self.stream = stream or sys.stderr
         self.on = self.stream.isatty()
         self.width = 0
@@ -180,10 +195,8 @@ class ProgressLine:
 
     def show(self, event: Event) -> None:
         match event:
-            case Progress(stage=stage, done=done, total=total, unit="bytes") if total:
-                self._write(f"{stage} {done / 1e6:,.0f} of {total / 1e6:,.0f} MB{_left(event)}")
-            case Progress(stage=stage, done=done, total=total, unit=unit) if total:
-                self._write(f"{stage} {done:,.0f} of {total:,.0f} {unit}{_left(event)}")
+            case Progress(total=total) if total:
+                self._write(self.describe(event))
             case Prefill(done=done, total=total) if done < total:
                 self._write(f"reading the prompt: {done:,} of {total:,} tokens")
             case Prefill() | Loaded():

@@ -34,6 +34,15 @@ def read_text(path: Path) -> str:
         raise MlxtxError(f"cannot read {path}: {error.strerror or error}") from None
 
 
+def replace_between(path: Path, begin: str, end: str, text: str) -> None:
+    """Puts ``text`` between two marks of a page, in place of what stands there."""
+    before, first, rest = read_text(path).partition(begin)
+    _, last, after = rest.partition(end)
+    if not first or not last:
+        raise MlxtxError(f"{path} has no place for the table, between {begin} and {end}")
+    write_text_atomic(path, f"{before}{begin}{text}{end}{after}")
+
+
 def read_json(path: Path) -> Any:
     """A JSON file. Non-finite numbers as transformers tags them are floats."""
     try:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mlxtx.command_line import Parser, ProgressLine
+from mlxtx.command_line import Parser, ProgressLine, load_shown
 from mlxtx.errors import MlxtxError
 
 
@@ -65,22 +65,15 @@ def build_prefix(store: Any, args: argparse.Namespace) -> None:
     from mlxtx.events import Prefill
     from mlxtx.generation.loop import prefill
     from mlxtx.generation.session import shared_limit
-    from mlxtx.language_model import load
 
     path = args.text or args.system
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise MlxtxError(f"cannot read {path}: {error}") from None
-    with ProgressLine() as progress:
-        loaded = load(
-            args.model,
-            revision=args.revision,
-            adapter=args.adapter,
-            kv=args.kv,
-            force=args.force,
-            on_event=progress.show,
-        )
+    loaded = load_shown(
+        args.model, revision=args.revision, adapter=args.adapter, kv=args.kv, force=args.force
+    )
     if args.system:
         # What every chat with this system message begins with: where two of them part.
         chats = [

@@ -16,8 +16,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from mlxtx.command_line import Parser, fitted
-from mlxtx.events import Event, Progress
+from mlxtx.command_line import Parser, ProgressLine
+from mlxtx.events import Progress
 
 
 def parser() -> argparse.ArgumentParser:
@@ -78,15 +78,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mlxtx.checkpoint.convert import convert
     from mlxtx.diagnostics.memory_plan import size_text
 
-    screen = Screen()
+    screen = ProgressLine(describe=text_of)
     try:
         result = convert(named or model, options.pop("out"), on_event=screen.show, **options)
     except KeyboardInterrupt:
-        screen.end()
+        screen.clear()
         print("stopped; the same command goes on from here", file=sys.stderr)
         raise
     finally:
-        screen.end()
+        screen.clear()
     print(
         f"{result.folder}: {result.recipe}, {result.bits_per_weight:.2f} bits a weight, "
         f"{size_text(result.nbytes)}"
@@ -101,27 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if repo:
         from mlxtx.checkpoint.upload import upload
 
-        print(upload(result.folder, repo, private=private, show_progress=screen.live))
+        print(upload(result.folder, repo, private=private, show_progress=screen.on))
     return 0
-
-
-class Screen:
-    """One line on stderr that follows the work, where somebody can see it."""
-
-    def __init__(self) -> None:
-        self.live = sys.stderr.isatty()
-        self.width = 0
-
-    def show(self, event: Event) -> None:
-        if self.live and isinstance(event, Progress):
-            line = fitted(text_of(event), sys.stderr)
-            print(f"\r{line:<{self.width}}", end="", file=sys.stderr, flush=True)
-            self.width = len(line)
-
-    def end(self) -> None:
-        if self.width:
-            print(f"\r{'':<{self.width}}\r", end="", file=sys.stderr, flush=True)
-            self.width = 0
 
 
 def text_of(event: Progress) -> str:

@@ -9,11 +9,12 @@ part of the tests) and clang 19. Counts bound traffic, not time.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from mlxtx.files import replace_between
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "kernels.md"
@@ -156,11 +157,7 @@ def estimate_table() -> str:
 
 def replace_table(name: str, table: str, page: Path = PAGE) -> None:
     """Put a table between its marks in a page."""
-    text = page.read_text()
-    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    pattern = re.escape(begin) + ".*?" + re.escape(end)
-    new = re.sub(pattern, lambda _: f"{begin}\n\n{table}\n\n{end}", text, flags=re.S)
-    page.write_text(new)
+    replace_between(page, f"<!-- {name}: begin -->", f"<!-- {name}: end -->", f"\n\n{table}\n\n")
 
 
 if __name__ == "__main__":

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlxtx.command_line import Parser
-from mlxtx.errors import MlxtxError
-from mlxtx.files import read_text, write_text_atomic
+from mlxtx.files import replace_between
 
 if TYPE_CHECKING:
     from mlxtx.decoder.config import BlockConfig, DecoderConfig
@@ -62,11 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def write_table(page: Path, table: str) -> None:
     """Puts a table between a page's marks, where an older one stands."""
-    before, begin, rest = read_text(page).partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise MlxtxError(f"{page} has no place for the table, between {BEGIN} and {END}")
-    write_text_atomic(page, f"{before}{BEGIN}\n{table}\n{END}{after}")
+    replace_between(page, BEGIN, END, f"\n{table}\n")
 
 
 def recorded() -> dict[str, Any]:

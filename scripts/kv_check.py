@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mlxtx.command_line import Parser, ProgressLine, at_least, to_json
+from mlxtx.command_line import Parser, ProgressLine, at_least, load_shown, to_json
 
 # Used when no text is given: a page of plain prose.
 PAGE = """The ferry leaves the town twice a day, early in the morning and again before the light
@@ -55,22 +55,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mlxtx.diagnostics.kv_defaults import store_default_kv
     from mlxtx.errors import MlxtxError
     from mlxtx.events import Progress
-    from mlxtx.language_model import load
 
     try:
         text = PAGE if args.text is None else args.text.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise MlxtxError(f"cannot read {args.text}: {error}") from None
     ladder = args.kv.split(",") if args.kv else LADDER
+    loaded = load_shown(args.model, revision=args.revision, adapter=args.adapter, force=args.force)
+    tokens = loaded.encode(text)[: args.tokens]
     with ProgressLine() as progress:
-        loaded = load(
-            args.model,
-            revision=args.revision,
-            adapter=args.adapter,
-            force=args.force,
-            on_event=progress.show,
-        )
-        tokens = loaded.encode(text)[: args.tokens]
         scores = check_kv(
             loaded.model,
             tokens,

@@ -112,8 +112,7 @@ def convert(
     folder = resolve(source, revision, on_event=on_event)
     with writing(Path(out)):  # whose name may be too long, or in a folder that is not to be seen
         target = _checked_target(Path(os.path.expanduser(out)), folder, overwrite)
-        partial = target.with_name(target.name + ".partial")
-        partial.exists()
+    partial = target.with_name(target.name + ".partial")
     checkpoint = Checkpoint(folder)
     job = _plan(
         checkpoint,

@@ -58,22 +58,23 @@ class TokenizersPieces:
         self.decoder = self._decoder_entry()
 
     def _add(self, added: dict[int, AddedToken], path: Path) -> None:
-        held = {entry.content for entry in self.inner.get_added_tokens_decoder().values()}
-        self._add_tokens([entry for _, entry in sorted(added.items())])
+        new = self._add_tokens([entry for _, entry in sorted(added.items())])
         for token, entry in added.items():
             given = self.inner.token_to_id(entry["content"])
-            if entry["content"] not in held and given != token:
+            if entry["content"] in new and given != token:
                 raise MlxtxError(
                     f"{path.parent}: {entry['content']!r} has the id {token} in"
                     f" tokenizer_config.json but becomes {given} in tokenizer.json; one of the two"
                     " files is not this model's"
                 )
 
-    def _add_tokens(self, entries: Iterable[AddedToken]) -> None:
-        """Adds what is not there; of what is there, the flags that ``entries`` name are changed."""
+    def _add_tokens(self, entries: Iterable[AddedToken]) -> set[str]:
+        """Adds what is not there and gives it; of what is there, the flags that ``entries`` name
+        are changed."""
         from tokenizers import AddedToken as Token
 
-        held = {entry.content: entry for entry in self.inner.get_added_tokens_decoder().values()}
+        every = self.inner.get_added_tokens_decoder()
+        held = {entry.content: entry for entry in every.values()}
         new = []
         for entry in entries:
             known = held.get(entry["content"])
@@ -84,8 +85,9 @@ class TokenizersPieces:
                 new.append(Token(entry["content"], **flags))
         if new:
             self.inner.add_tokens(new)  # all together: each call looks at every token
-        now = self.inner.get_added_tokens_decoder()
-        self.special = {token for token, entry in now.items() if entry.special}
+            every = self.inner.get_added_tokens_decoder()
+        self.special = {token for token, entry in every.items() if entry.special}
+        return {token.content for token in new} - held.keys()
 
     def mark_special(self, contents: Iterable[str]) -> None:
         known = [content for content in contents if self.id_of(content) is not None]
